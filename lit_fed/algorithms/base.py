@@ -1,0 +1,176 @@
+"""The interface every method fits: what the server plans, what a client does, what the server makes of it.
+
+The seam is where the network is: `plan` and `merge` run on the server, `local` on the client. State is passed, never
+hidden; what must survive a restart is in `Server` or `Private`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+from torch import Tensor
+
+from lit_fed.core.types import AdapterState, Client, ClientId, FitResult, ModelInfo, Private, Server, Task, Update
+
+GLOBAL, LOCAL = "global", "local"
+
+
+class Step(Protocol):
+    """What one local step offers to an objective, and one batch to a `Predict` function."""
+
+    @property
+    def batch(self) -> Any:
+        """The batch, on the device."""
+        ...
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The tensors being trained, live, by canonical name."""
+        ...
+
+    def loss(self) -> Tensor:
+        """The module's own loss of the batch (its `training_step`), a scalar."""
+        ...
+
+    def logits(self, slot: str | None = GLOBAL) -> Tensor:
+        """Logits of the batch with one slot active; `None` is the base model without adapters. Shape (B, ..., C)."""
+        ...
+
+    def features(self, slot: str | None = GLOBAL) -> Tensor:
+        """What the head sees, with one slot active. Shape (B, D)."""
+        ...
+
+    def targets(self) -> Tensor:
+        """Targets of the batch, in the form the module's loss takes."""
+        ...
+
+
+Objective: TypeAlias = Callable[[Step], Tensor]
+"""A local loss: a pure function of what a step offers, returning a scalar."""
+Predict: TypeAlias = Callable[[Step], Tensor]
+"""How a client predicts: logits of a batch from what a step offers."""
+Where: TypeAlias = Callable[[str], bool]
+"""A choice of tensors by canonical name; see `lit_fed.core.names`."""
+
+
+class Learner(Protocol):
+    """One client's turn with the resident module. The engine provides it; tests use a toy of twenty lines."""
+
+    @property
+    def client(self) -> Client:
+        """Whose turn it is."""
+        ...
+
+    @property
+    def round(self) -> int:
+        """The round, from 0."""
+        ...
+
+    def load(self, adapter: AdapterState, slot: str = GLOBAL) -> None:
+        """Copy tensors into a slot in place; names that are absent keep their values."""
+        ...
+
+    def state(self, slot: str = GLOBAL) -> dict[str, Tensor]:
+        """A slot's tensors as float32 on the CPU; only those of the selected blocks, and all that is in no block."""
+        ...
+
+    def select_blocks(self, blocks: Sequence[int] | None) -> None:
+        """Run only these blocks, in order, gaps closed (`None`: all). Holds until the end of the turn."""
+        ...
+
+    def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
+        """Choose what `fit` trains: the tensors of one slot for which `where(name)` holds (`None`: all of it)."""
+        ...
+
+    def fit(self, *, steps: int | None = None, epochs: int | None = None, objective: Objective | None = None) -> FitResult:
+        """Train on the client's data, for a number of optimizer steps or of epochs, with fresh optimizers."""
+        ...
+
+    def evaluate(self, split: str = "val", predict: Predict | None = None) -> dict[str, float]:
+        """The module's metrics on the client's own split, each a mean over examples, and `num_examples`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a client, or a new client, predicts with."""
+
+    adapters: Mapping[str, AdapterState]
+    """Slot -> adapter."""
+    blocks: tuple[int, ...] | None = None
+    """The blocks of the model it runs (`None`: all)."""
+    predict: Predict | None = None
+    """How slots become logits; `None`: the module's own forward with slot ``"global"``."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a client works: optimizer steps or epochs, exactly one of them."""
+
+    steps: int | None = None
+    epochs: int | None = None
+
+    def problems(self) -> list[str]:
+        """What is wrong with it, in the words of the configuration."""
+        given = {"local_steps": self.steps, "local_epochs": self.epochs}
+        if sum(value is not None for value in given.values()) != 1:
+            return [f"Expected exactly one of `algorithm.local_steps` and `algorithm.local_epochs`, but got {given}."]
+        return [f"Expected `algorithm.{k}` to be >= 1, but got {v}." for k, v in given.items() if v is not None and v < 1]
+
+
+class Algorithm(ABC):
+    """A federated method. Subclasses read like the pseudo-code of their paper.
+
+    Args:
+        local_steps: Optimizer steps of a client's turn, or
+        local_epochs: its passes over the client's training data. Give exactly one; neither means one epoch.
+    """
+
+    slots: ClassVar[tuple[str, ...]] = (GLOBAL,)
+    """Named adapters the method needs in the module."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Methods the module must offer beyond Lightning's: of ``logits``, ``features``, ``targets``."""
+    pools_clients: ClassVar[bool] = False
+    """Whether all training data are one client's (the centralized ceiling)."""
+
+    def __init__(self, local_steps: int | None = None, local_epochs: int | None = None) -> None:
+        if local_steps is None and local_epochs is None:
+            local_epochs = 1
+        self.budget = Budget(local_steps, local_epochs)
+
+    def problems(self, model: ModelInfo, clients: Sequence[Client]) -> list[str]:
+        """What is wrong with the settings, for this model and these clients; one sentence each, all at once."""
+        return self.budget.problems()
+
+    def init(self, adapter: AdapterState, model: ModelInfo) -> Server:
+        """The server before the first round, from the module's initial adapter."""
+        return Server(round=0, adapter=adapter)
+
+    @abstractmethod
+    def plan(self, server: Server, cohort: Sequence[Client]) -> dict[ClientId, Task]:
+        """What goes down to each client of the cohort. On the server."""
+
+    @abstractmethod
+    def local(self, learner: Learner, task: Task, private: Private) -> tuple[Update, Private]:
+        """One client's turn: what it sends, and what it keeps. On the client."""
+
+    @abstractmethod
+    def merge(self, server: Server, updates: Iterable[Update]) -> Server:
+        """The server after the round, from what the clients sent (in client-id order). On the server."""
+
+    def serve(self, server: Server, private: Private) -> Serving:
+        """What a client with this private state predicts with; a new client's private state is empty."""
+        return Serving({GLOBAL: server.adapter})
+
+
+def broadcast(server: Server, cohort: Sequence[Client]) -> dict[ClientId, Task]:
+    """The plan of most methods: everyone gets the global adapter."""
+    task = Task(server.adapter)
+    return {client.id: task for client in cohort}
+
+
+def report(learner: Learner, adapter: AdapterState, fit: FitResult) -> Update:
+    """An update with the numbers every method reports."""
+    metrics = {"loss": fit.loss, "steps": float(fit.num_steps), **fit.metrics}
+    return Update(learner.client.id, adapter, fit.num_examples, metrics)
