@@ -1,0 +1,18 @@
+"""What is trained of a model and travels: adapters by slot and canonical name, LoRA through PEFT, blocks."""
+
+from lit_fed.adapters.blocks import BlockStack, find_blocks, require_blocks
+from lit_fed.adapters.folder import load_adapter, save_adapter
+from lit_fed.adapters.lora import add_lora, add_lora_, add_slot
+from lit_fed.adapters.state import AdapterView
+
+__all__ = [
+    "AdapterView",
+    "BlockStack",
+    "add_lora",
+    "add_lora_",
+    "add_slot",
+    "find_blocks",
+    "load_adapter",
+    "require_blocks",
+    "save_adapter",
+]

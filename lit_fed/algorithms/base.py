@@ -83,7 +83,9 @@ class Learner(Protocol):
         """Choose what `fit` trains: the tensors of one slot for which `where(name)` holds (`None`: all of it)."""
         ...
 
-    def fit(self, *, steps: int | None = None, epochs: int | None = None, objective: Objective | None = None) -> FitResult:
+    def fit(
+        self, *, steps: int | None = None, epochs: int | None = None, objective: Objective | None = None
+    ) -> FitResult:
         """Train on the client's data, for a number of optimizer steps or of epochs, with fresh optimizers."""
         ...
 
@@ -116,7 +118,9 @@ class Budget:
         given = {"local_steps": self.steps, "local_epochs": self.epochs}
         if sum(value is not None for value in given.values()) != 1:
             return [f"Expected exactly one of `algorithm.local_steps` and `algorithm.local_epochs`, but got {given}."]
-        return [f"Expected `algorithm.{k}` to be >= 1, but got {v}." for k, v in given.items() if v is not None and v < 1]
+        return [
+            f"Expected `algorithm.{k}` to be >= 1, but got {v}." for k, v in given.items() if v is not None and v < 1
+        ]
 
 
 class Algorithm(ABC):

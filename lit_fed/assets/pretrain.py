@@ -2,9 +2,10 @@
 
     python -m lit_fed.assets.pretrain --omniglot omniglot_small.npz --mnist mnist_t10k.npz --to vit_glyphs
 
-One classifier over all glyphs (242 characters, 10 digits) on top of the CLS token; only the backbone is kept. All pictures are white ink
-on black, plain for the first half of training and mildly deformed in the second. Inversion, strong rotation, strong shear, blur and noise
-never occur: they are what a federation is to learn on top (see :class:`lit_fed.data.digits.Digits`).
+One classifier over all glyphs (242 characters, 10 digits) on top of the CLS token; only the backbone is kept. All
+pictures are white ink on black, plain for the first half of training and mildly deformed in the second. Inversion,
+strong rotation, strong shear, blur and noise never occur: they are what a federation is to learn on top (see
+:class:`lit_fed.data.digits.Digits`).
 """
 
 import argparse
@@ -31,12 +32,13 @@ class Glyphs:
     held_out: Tensor
 
     def part(self, held_out: bool) -> tuple[Tensor, Tensor]:
+        """The pictures and labels that are, or are not, held out."""
         chosen = self.held_out == held_out
         return self.pixels[chosen], self.labels[chosen]
 
 
 def read_characters(path: Path, held_out_drawers: int = 3) -> Glyphs:
-    """Reads the Omniglot background sets; the last ``held_out_drawers`` of the 20 drawers of each character are held out."""
+    """Reads the Omniglot background sets; of the 20 drawers, the last ``held_out_drawers`` are held out."""
     archive = np.load(path)
     ink = np.unpackbits(archive["images_packed"], axis=1)[:, : 105 * 105].reshape(-1, 1, 105, 105)
     # Omniglot's strokes are thinner than a pixel at this size; thickened, they look like pen strokes of the digits.
@@ -47,8 +49,8 @@ def read_characters(path: Path, held_out_drawers: int = 3) -> Glyphs:
     return Glyphs(pixels, labels, drawers > int(drawers.max()) - held_out_drawers)
 
 
-def read_digits(path: Path, held_out: int = 1500) -> Glyphs:
-    """Reads the MNIST test set, cut to the middle 22x22 pixels (the ink) and enlarged; the last ``held_out`` pictures are held out."""
+def read_digits(path: Path, held_out: int) -> Glyphs:
+    """Reads the MNIST test set, cut to the middle 22x22 pixels and enlarged; its last ``held_out`` are held out."""
     archive = np.load(path)
     ink = torch.from_numpy(archive["images"][:, None, 3:25, 3:25]).float() / 255
     pixels = F.interpolate(ink, size=(SIZE, SIZE), mode="bilinear", antialias=True)
@@ -63,14 +65,21 @@ def join(first: Glyphs, second: Glyphs) -> Glyphs:
 
 
 def deform(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Mild affine jitter (12 degrees, 15 % in scale and shear, 8 % in place) and stroke thickness, a draw per picture: (B, 1, 32, 32) to the same."""
+    """Moves, turns (12 degrees at most), scales, shears (15 %), thickens or thins each of (B, 1, 32, 32) at random."""
 
     def draw(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(pixels), generator=generator)
 
     angle, shear = math.pi / 15 * draw(-1, 1), draw(-0.15, 0.15)
     wide, high = draw(0.85, 1.15), draw(0.85, 1.15)
-    rows = [wide * angle.cos(), shear - angle.sin(), draw(-0.16, 0.16), angle.sin(), high * angle.cos(), draw(-0.16, 0.16)]
+    rows = [
+        wide * angle.cos(),
+        shear - angle.sin(),
+        draw(-0.16, 0.16),
+        angle.sin(),
+        high * angle.cos(),
+        draw(-0.16, 0.16),
+    ]
     grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(pixels.shape), align_corners=False)
     moved = F.grid_sample(pixels, grid, align_corners=False)
     thicker, thinner = F.max_pool2d(moved, 3, 1, 1), -F.max_pool2d(-moved, 3, 1, 1)
@@ -87,6 +96,7 @@ def build(num_classes: int, seed: int) -> tuple[ViTModel, nn.Linear]:
         intermediate_size=384,
         image_size=SIZE,
         patch_size=8,
+        encoder_stride=8,
         num_channels=1,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -128,7 +138,7 @@ def train(backbone: ViTModel, head: nn.Linear, glyphs: Glyphs, args: argparse.Na
         order = torch.randperm(len(labels), generator=generator)
         total, batches = 0.0, order.split(args.batch_size)[: len(labels) // args.batch_size]
         for batch in batches:
-            # Deformed from the first step on, the twelve blocks stay at the loss of a guess: hence plain pictures first.
+            # Deformed from the first step on, the loss stays at that of a guess: hence plain pictures first.
             shown = pixels[batch] if epoch < args.epochs // 2 else deform(pixels[batch], generator)
             loss = F.cross_entropy(forward(backbone, head, shown), labels[batch])
             optimizer.zero_grad()
@@ -137,31 +147,38 @@ def train(backbone: ViTModel, head: nn.Linear, glyphs: Glyphs, args: argparse.Na
             optimizer.step()
             scheduler.step()
             total += loss.item()
-        print(f"epoch {epoch + 1}/{args.epochs}  loss {total / len(batches):.3f}  {time.perf_counter() - started:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{args.epochs}  loss {total / len(batches):.3f}  {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
     backbone.eval()
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m lit_fed.assets.pretrain", description="Pre-trains the embedded ViT.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_fed.assets.pretrain", description="Pre-trains the embedded ViT."
+    )
     parser.add_argument("--omniglot", type=Path, required=True, help="npz with images_packed, character, drawer")
     parser.add_argument("--mnist", type=Path, required=True, help="npz with images, labels")
     parser.add_argument("--to", type=Path, required=True, help="folder for config.json and model.safetensors")
+    parser.add_argument("--held-out-digits", type=int, default=1500)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    characters, digits = read_characters(args.omniglot), read_digits(args.mnist)
+    characters, digits = read_characters(args.omniglot), read_digits(args.mnist, args.held_out_digits)
     glyphs = join(characters, digits)
     backbone, head = build(num_classes=int(glyphs.labels.max()) + 1, seed=args.seed)
     train(backbone, head, glyphs, args)
 
     pixels, labels = glyphs.part(held_out=True)
     is_digit = labels > characters.labels.max()
-    print(f"held-out characters {accuracy(backbone, head, pixels[~is_digit], labels[~is_digit]):.4f} of {int((~is_digit).sum())}")
-    print(f"held-out digits     {accuracy(backbone, head, pixels[is_digit], labels[is_digit]):.4f} of {int(is_digit.sum())}")
+    for name, chosen in {"characters": ~is_digit, "digits": is_digit}.items():
+        share = accuracy(backbone, head, pixels[chosen], labels[chosen])
+        print(f"held-out {name}: {share:.4f} of {int(chosen.sum())}")
     # Half precision: half the size, and far finer than what tuning changes.
     backbone.half().save_pretrained(args.to)
 

@@ -73,7 +73,8 @@ def _mean_of(name: str, senders: list[Update], weight_of: dict[str, float]) -> T
     if total <= 0:
         raise ValueError(
             f"Expected the weights of the clients that sent {name!r} to sum to more than 0, but got {total} "
-            f"for {[update.client for update in senders]}. Use `weights: uniform`, or leave out clients without examples."
+            f"for {[update.client for update in senders]}. "
+            "Use `weights: uniform`, or leave out clients without examples."
         )
     accumulator = torch.zeros_like(senders[0].adapter[name], dtype=torch.float64, device="cpu")
     for update in senders:

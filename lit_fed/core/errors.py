@@ -32,7 +32,7 @@ class StateMismatchError(LitFedError):
     """A state does not fit where it is to be loaded: names, shapes, or a damaged file."""
 
 
-class ClientFailure(LitFedError):
+class ClientFailure(LitFedError):  # noqa: N818 - it happens, and policy `drop` goes on
     """A client could not finish its turn.
 
     Args:

@@ -1,7 +1,7 @@
 """Canonical names of adapter tensors.
 
-A canonical name says where a tensor belongs and nothing about how it is held: no slot, no wrapper, no rank, and the same
-scheme for every architecture.
+A canonical name says where a tensor belongs and nothing about how it is held: no slot, no wrapper, no rank, and the
+same scheme for every architecture.
 
 =============================================  ==========================================================
 ``blocks.3.attention.q_proj.lora_A``           factor A of the LoRA on a linear layer of block 3

@@ -26,10 +26,10 @@ def sample_cohort(clients: Sequence[Client], cohort: int | float, seed: int, rou
         The cohort in client-id order.
 
     Raises:
-        ValueError: If the cohort is larger than the federation, or smaller than one.
+        ValueError: If the cohort is larger than the federation, smaller than one, or a fraction outside (0, 1].
     """
     size = cohort_size(len(clients), cohort)
-    if not 1 <= size <= len(clients):
+    if not (1 <= size <= len(clients) and cohort > 0):
         raise ValueError(f"Expected `cohort` to be from 1 to {len(clients)} clients, but got {cohort}.")
     ordered = sorted(clients, key=lambda client: client.id)
     if size == len(ordered):

@@ -30,7 +30,7 @@ def isolated_rng(seed: int, *names: str | int) -> Iterator[None]:
 
     derived = derive_seed(seed, *names)
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(devices=devices):
             random.seed(derived)

@@ -1,7 +1,8 @@
 """Server optimizers as pure functions: the mean change of a round is their gradient.
 
-Every rule maps ``(old, mean, state) -> (new, state)``: the adapter before the round, the clients' mean after it, and what
-the rule remembers (empty at first, kept in `Server.state`). With ``delta = old - mean`` in float64 a step *subtracts*.
+Every rule maps ``(old, mean, state) -> (new, state)``: the adapter before the round, the clients' mean after it, and
+what the rule remembers (empty at first, kept in `Server.state`). With ``delta = old - mean`` in float64 a step
+*subtracts*.
 
 Sources: Reddi et al., "Adaptive Federated Optimization" (ICLR 2021), Algorithm 2, for Adam and Yogi; Hsu et al.,
 "Measuring the Effects of Non-Identical Data Distribution" (2019) for server momentum; the Nesterov form is that of
@@ -43,7 +44,10 @@ class Sgd:
         # Beyond the plain step to `mean`: written from `mean`, not from `old`, so that lr = 1 adds exactly nothing.
         ahead = velocity if self.nesterov else state.get("velocity") or _zeros(delta)
         new = map_states(
-            lambda m, d, v: (m.double() + (1 - self.lr) * d - self.lr * self.momentum * v).to(m.dtype), mean, delta, ahead
+            lambda m, d, v: (m.double() + (1 - self.lr) * d - self.lr * self.momentum * v).to(m.dtype),
+            mean,
+            delta,
+            ahead,
         )
         return new, {"velocity": velocity} if self.momentum else {}
 

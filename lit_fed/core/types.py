@@ -1,4 +1,7 @@
-"""The words of a federation, as types. Everything that crosses a seam is immutable and made of tensors and JSON values."""
+"""The words of a federation, as types.
+
+Everything that crosses a seam is immutable and made of tensors and JSON values.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +27,8 @@ class Client:
     """Training examples it holds."""
     domain: str | None = None
     """The one domain its examples come from, if there is one."""
+    stands_for: int = 1
+    """How many registered clients' data it holds; more than 1 only where an algorithm pools them."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class ModelInfo:
 
     num_blocks: int
     """Transformer blocks of the backbone; 0 if none were found."""
+    has_head: bool
+    """Whether the adapter has a task head (names under ``head.``)."""
     total_parameters: int
     trainable_parameters: int
     block_bytes: tuple[int, ...] = ()

@@ -1,0 +1,98 @@
+"""What the engine costs: the same FedAvg by lit_fed and by a hand-written loop, in one run.
+
+``python -m benchmarks.overhead --json FILE`` writes seconds per round, ratios, the largest difference of the final
+adapters, and peak memory with 10 and with 1,000 registered clients.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.workload import Regime, run_lit_fed, run_plain_loop
+
+COMPUTE = Regime("compute-bound", clients=4, steps=4, batch_size=32, rounds=2)
+OVERHEAD = Regime("overhead-bound", clients=64, steps=2, batch_size=8, rounds=2)
+
+
+def compare(regime: Regime, repeats: int) -> dict[str, Any]:
+    """Both ways in turn, `repeats` times; medians over all rounds."""
+    loop_s: list[float] = []
+    own_s: list[float] = []
+    difference = 0.0
+    for repeat in range(repeats + 1):
+        seconds, by_hand = run_plain_loop(regime)
+        with tempfile.TemporaryDirectory() as folder:
+            own, adapter = run_lit_fed(regime, Path(folder))
+        if repeat:  # the first time warms up
+            loop_s += seconds
+            own_s += own
+        difference = max(float((adapter[name] - value).abs().max()) for name, value in by_hand.items())
+    loop, own_median = statistics.median(loop_s), statistics.median(own_s)
+    return {
+        **asdict(regime), "loop_s": loop, "lit_fed_s": own_median, "ratio": own_median / loop,
+        "loop_rounds_s": loop_s, "lit_fed_rounds_s": own_s, "largest_difference": difference,
+    }  # fmt: skip
+
+
+def peak_memory(clients: int, cohort: int) -> int:
+    """Peak resident memory, in bytes, of a process of its own: the same 2,000 pictures over 10 or 1,000 clients."""
+    code = (
+        "import sys, tempfile, resource, torch\n"
+        "from pathlib import Path\n"
+        "from benchmarks.overhead import many_clients\n"
+        f"many_clients({clients}, {cohort})\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    return int(done.stdout.split()[-1])
+
+
+def many_clients(clients: int, cohort: int) -> None:
+    """Five rounds of one step with private state (every client keeps an adapter of its own)."""
+    from flwr_datasets.partitioner import IidPartitioner
+
+    from benchmarks.workload import RandomPictures, make_module
+    from lit_fed import Federation, FederatedDataModule, Local
+
+    regime = Regime("memory", clients=clients, steps=1, batch_size=8, rounds=5)
+    data = FederatedDataModule(
+        RandomPictures(2000, 2), IidPartitioner(num_partitions=clients), val_fraction=0.0, test_fraction=0.0
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Federation(
+            Local(local_steps=1), rounds=regime.rounds, cohort=cohort, run_dir=folder, evaluate_every=0, progress=False,
+            accelerator="cpu",
+        ).fit(make_module(regime), data)  # fmt: skip
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="where to write the numbers")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    report: dict[str, Any] = {"threads": arguments.threads, "torch": torch.__version__}
+    for regime in (COMPUTE, OVERHEAD):
+        report[regime.name] = found = compare(regime, arguments.repeats)
+        print(
+            f"{regime.name:15} loop {found['loop_s']:.3f} s  lit_fed {found['lit_fed_s']:.3f} s  "
+            f"ratio {found['ratio']:.3f}  largest difference {found['largest_difference']:.1e}"
+        )
+    few, many = peak_memory(10, 10), peak_memory(1000, 10)
+    report["peak_memory_bytes"] = {"10 clients": few, "1000 clients": many, "ratio": many / few}
+    print(f"peak memory      10 clients {few / 1e6:.0f} MB  1,000 clients {many / 1e6:.0f} MB  ratio {many / few:.3f}")
+    arguments.json.write_text(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What each command does, by its name."""
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_fed.cli import tables
+from lit_fed.cli.process import first_process
+from lit_fed.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from lit_fed.cli.settings import Settings
+
+
+def fit(options: Namespace, rest: list[str]) -> None:
+    """Run or resume a federation."""
+    settings = _settings(options, rest)
+    module, data, federation = settings.build_all()
+    result = federation.fit(module, data, ckpt_path=options.ckpt_path, config=settings.resolved())
+    _say(f"run: {result.path}", f"state_digest: {result.summary['state_digest']}")
+
+
+def validate(options: Namespace, rest: list[str]) -> None:
+    """Score a stored run on validation data."""
+    module, data, federation = _settings(options, rest).build_all()
+    _print(tables.scores(federation.validate(module, data, options.run)))
+
+
+def test(options: Namespace, rest: list[str]) -> None:
+    """Score a stored run on test data."""
+    module, data, federation = _settings(options, rest).build_all()
+    _print(tables.scores(federation.test(module, data, options.run)))
+
+
+def predict(options: Namespace, rest: list[str]) -> None:
+    """Write what a stored run predicts."""
+    module, data, federation = _settings(options, rest).build_all()
+    batches = federation.predict(module, data, options.run, client=options.client)
+    if first_process():
+        path = Path(options.to or Path(options.run) / "predictions.jsonl")
+        lines = [json.dumps(row) for batch in batches for row in _rows(batch)]
+        path.write_text("".join(f"{line}\n" for line in lines))
+        _say(f"{len(lines)} predictions: {path}")
+
+
+def partition(options: Namespace, rest: list[str]) -> None:
+    """Show who holds what."""
+    data = _settings(options, rest).build("data")
+    _print(tables.holdings(data.table()))
+    if options.picture:
+        data.plot(options.picture)
+        _say(f"picture: {options.picture}")
+
+
+def export(options: Namespace, rest: list[str]) -> None:
+    """Write an adapter for PEFT, or the merged model."""
+    from lit_fed.integrations.export import export_adapter, export_merged
+
+    if rest:
+        raise ConfigError(f"Expected no further arguments, but got {' '.join(rest)}. See `lit-fed export --help`.")
+    run, to = Path(options.run), Path(options.to)
+    if not options.merge:
+        export_adapter(run, to, options.client)
+    else:
+        module = _run_settings(str(run), []).build("model")
+        export_merged(module, run, to, options.client)
+    _say(f"exported: {to}")
+
+
+def _settings(options: Namespace, rest: list[str]) -> "Settings":
+    """The settings of a command: of its arguments, on top of those of the stored run it is about."""
+    from lit_fed.cli.settings import Settings, build_parser
+
+    if options.help_all:
+        build_parser().print_help()
+        raise SystemExit(0)
+    if "run" not in options:
+        return Settings(rest)
+    if options.run is None:
+        raise ConfigError(f"Expected `--run` to be a run folder, but got none. See `lit-fed {options.command} --help`.")
+    return _run_settings(options.run, rest)
+
+
+def _run_settings(run: str, rest: list[str]) -> "Settings":
+    from lit_fed.cli.settings import Settings
+
+    config = Path(run) / "config.yaml"
+    if not config.is_file():
+        raise ConfigError(f"Expected `run` to be a run folder, but {config} is not a file.")
+    return Settings(["--config", str(config), *rest])
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    if first_process():
+        Console().print(table)
+
+
+def _say(*lines: str) -> None:
+    if first_process():
+        print(*lines, sep="\n")
+
+
+def _rows(batch: Any) -> Iterator[Any]:
+    """The examples of a predicted batch as JSON values: rows of a tensor, of a mapping of tensors, or of a list."""
+    from torch import Tensor
+
+    if isinstance(batch, Tensor):
+        yield from (batch.unsqueeze(0) if batch.ndim == 0 else batch).tolist()
+    elif isinstance(batch, Mapping):
+        for row in zip(*(list(_rows(column)) for column in batch.values()), strict=True):
+            yield dict(zip(batch, row, strict=True))
+    elif isinstance(batch, Sequence) and not isinstance(batch, str):
+        yield from batch
+    else:
+        yield batch

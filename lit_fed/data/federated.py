@@ -1,0 +1,315 @@
+"""A LightningDataModule, divided among clients."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Generator
+from torch.utils.data import DataLoader
+
+from lit_fed.core.errors import ConfigError
+from lit_fed.core.seeding import generator
+from lit_fed.core.types import Client, ClientId
+from lit_fed.data.allocation import Allocation, Limits, allocate
+from lit_fed.data.encode import Encode, collate_for, encode_dataset, is_raw
+from lit_fed.data.rows import Rows
+from lit_fed.data.shard import ShardCollate, ShardedBatchSampler, ShardRows
+from lit_fed.data.source import Part, prepare, read_part, read_source
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+    from matplotlib.figure import Figure
+
+__all__ = ["FederatedDataModule"]
+
+_Split = Literal["train", "val", "test"]
+
+
+class FederatedDataModule(LightningDataModule):
+    """Wraps any LightningDataModule and gives each client loaders of its own, and each domain a test set.
+
+    **Who holds what.** A partitioner of flwr-datasets divides the training set; it sees the scalar columns of the
+    examples (``labels``, ``domain``, ids). Without one, each domain is a client.
+
+    **A client's own validation and test data**, each on its own:
+
+    - If the partitioner goes by a natural id (``NaturalIdPartitioner``, ``GroupedNaturalIdPartitioner``) and the
+      source's validation (test) set has that column too, a client has the examples with its ids there; `None` if there
+      are none.
+    - Otherwise they are held out of the client's own part, `val_fraction` and `test_fraction` of it, with the client's
+      own label proportions. They go through whatever transform the source's training set has.
+
+    **The global test set** is the source's, by domain; if it has none, what all clients have held out. Without a column
+    that names domains there is one, called ``"all"``.
+
+    The partition depends on the partitioner, its seed and the data; what is held out also on `seed` and the client's
+    name, but not on other clients. Sources that draw their split from the global generators are set up under a seed,
+    too.
+
+    Args:
+        source: Any LightningDataModule whose loaders have map-style data sets.
+        partitioner: Of flwr-datasets, or any other ``Partitioner``. It is copied, not used up.
+        batch_size: Examples of a training batch, and of an evaluation batch; by default the source's own.
+        val_fraction: Share of a client's part to validate on, where the source does not say.
+        test_fraction: Share of a client's part to test on, where the source does not say.
+        min_examples: Fewest training examples a client may have.
+        min_total: Column to the smallest sum over a client's part, e.g. ``{"num_characters": 2000}``.
+        small_clients: What happens to clients with less: ``refuse`` to start, or ``drop`` them and say so.
+        label_column: Column with the labels: for stratification, tables and pictures.
+        domain_column: Column that says which domain an example is of.
+        eval_batch_size: Examples of an evaluation batch; by default `batch_size`, then the source's own.
+        seed: Of what is held out, of a source's own random split, and of partitioners without a seed.
+        max_encoded_bytes: Encoded pictures beyond this are encoded anew for every batch, not held in memory.
+
+    Raises:
+        ConfigError: Here, if a setting is out of range; in `setup_clients`, if the data cannot be divided as asked.
+
+    Example::
+
+        from flwr_datasets.partitioner import DirichletPartitioner
+
+        data = FederatedDataModule(Digits(), DirichletPartitioner(20, partition_by="labels", alpha=0.1, seed=0))
+        data.plot("clients.png")
+    """
+
+    def __init__(
+        self,
+        source: LightningDataModule,
+        partitioner: "Partitioner | None" = None,
+        *,
+        batch_size: int | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        min_examples: int = 1,
+        min_total: Mapping[str, float] | None = None,
+        small_clients: Literal["refuse", "drop"] = "refuse",
+        label_column: str = "labels",
+        domain_column: str = "domain",
+        eval_batch_size: int | None = None,
+        seed: int = 0,
+        max_encoded_bytes: int = 4 * 2**30,
+    ) -> None:
+        super().__init__()
+        self.limits = Limits(
+            val_fraction, test_fraction, min_examples, dict(min_total or {}), small_clients, label_column, domain_column
+        )
+        problems = self.limits.problems()
+        for key, size in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if size is not None and size < 1:
+                problems.append(f"Expected `data.{key}` to be >= 1, but got {size}.")
+        if problems:
+            raise ConfigError(problems)
+        self.source, self.partitioner, self.seed = source, partitioner, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.max_encoded_bytes = max_encoded_bytes
+        self._parts: dict[str, Part] = {}
+        self._allocation: Allocation | None = None
+        self._encode: Encode | None = None
+        self._encoded: dict[str, tuple[Encode, Any]] = {}
+
+    # Setting up
+
+    def prepare_data(self) -> None:
+        """Downloads what the source downloads."""
+        self.source.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Lightning's hook: divides the data, encoded by the Trainer's module if that offers ``encode``."""
+        self.setup_clients(getattr(getattr(self.trainer, "lightning_module", None), "encode", None))
+
+    def setup_clients(self, encode: Encode | None = None) -> None:
+        """Sets up the source and divides it; once, however often it is called.
+
+        Args:
+            encode: The module's ``encode``: turns rows of texts or pictures into tensors. Used once a data set, when it
+                is first needed, and again only if another one is given. Data sets that are tensors already never meet
+                it.
+        """
+        if encode is not None:
+            self._encode = encode
+        if self._allocation is None:
+            prepare(self.source, self.seed)
+            self._parts = read_source(self.source)
+            self._allocation = allocate(self.source, self._parts, self.partitioner, self.limits, self.seed)
+
+    @property
+    def allocation(self) -> Allocation:
+        """Who holds which rows of which data set."""
+        self.setup_clients()
+        assert self._allocation is not None
+        return self._allocation
+
+    # What the engine asks for
+
+    @property
+    def clients(self) -> tuple[Client, ...]:
+        """The clients, sorted by id."""
+        return self.allocation.clients
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains of the global test set, in the order the source names them."""
+        return tuple(self.allocation.domains)
+
+    def train_loader(
+        self, client: ClientId | Sequence[ClientId], generator: Generator, shard: tuple[int, int] = (0, 1)
+    ) -> "DataLoader[Any]":
+        """Shuffled training batches of a client, or of several pooled.
+
+        Args:
+            client: An id, or ids.
+            generator: Shuffles; a new order whenever the loader is iterated.
+            shard: Rank and number of the processes that train this client together. With more than one, each gets a
+                contiguous share of the same batches, as `lit_fed.data.shard.Shard`; the generator must be equal on all.
+        """
+        ids = [client] if isinstance(client, str) else sorted(client)
+        owned = [self._rows("train", one)[1] for one in ids]
+        indices = owned[0] if len(owned) == 1 else np.sort(np.concatenate(owned))
+        part, dataset, collate = self._view("train")
+        rows: Any = Rows(dataset, torch.from_numpy(indices))
+        sampler = ShardedBatchSampler(
+            len(rows), self._batch_size(part, self.batch_size), generator, part.drop_last, *shard
+        )
+        if shard[1] > 1:
+            rows, collate = ShardRows(rows), ShardCollate(collate)
+        return DataLoader(
+            rows, batch_sampler=sampler, collate_fn=collate, pin_memory=part.pin_memory, generator=generator
+        )
+
+    def eval_loader(self, split: Literal["val", "test"], client: ClientId) -> "DataLoader[Any] | None":
+        """A client's own validation or test batches, in order; `None` if it has none."""
+        dataset, indices = self._rows(split, client)
+        return self._in_order(dataset, indices) if len(indices) else None
+
+    def domain_loader(self, domain: str) -> "DataLoader[Any]":
+        """The global test set of a domain, in order."""
+        return self._in_order(*self._domain(domain))
+
+    def predict_loader(self) -> "DataLoader[Any]":
+        """The source's prediction set; without one, the global test set."""
+        if "predict" not in self._parts and (part := read_part(self.source, "predict")) is not None:
+            self.source.setup("predict")
+            self._parts["predict"] = read_part(self.source, "predict") or part
+        if "predict" in self._parts:
+            return self._in_order("predict", np.arange(len(self._parts["predict"].dataset)))
+        return self.test_dataloader()
+
+    def eval_key(self, split: Literal["val", "test"], client: ClientId) -> Hashable:
+        """Names the examples of `eval_loader`: equal keys, the very same examples in the same order."""
+        return _key(*self._rows(split, client))
+
+    def domain_key(self, domain: str) -> Hashable:
+        """Names the examples of `domain_loader`, as `eval_key` does."""
+        return _key(*self._domain(domain))
+
+    # Lightning's own loaders: what all clients hold, as if it were one data set
+
+    def train_dataloader(self) -> "DataLoader[Any]":
+        """All clients' training batches, pooled and shuffled."""
+        part, dataset, collate = self._view("train")
+        indices = np.sort(np.concatenate([self._rows("train", client.id)[1] for client in self.clients]))
+        return DataLoader(
+            Rows(dataset, torch.from_numpy(indices)),
+            self._batch_size(part, self.batch_size),
+            shuffle=True,
+            drop_last=part.drop_last,
+            collate_fn=collate,
+            pin_memory=part.pin_memory,
+            generator=generator(self.seed, "pooled"),
+        )
+
+    def val_dataloader(self) -> "DataLoader[Any] | list[Any]":
+        """All clients' validation batches, in order."""
+        rows = [self._rows("val", client.id) for client in self.clients]
+        indices = np.sort(np.concatenate([indices for _, indices in rows]))
+        return self._in_order(rows[0][0], indices) if len(indices) else []
+
+    def test_dataloader(self) -> "DataLoader[Any]":
+        """The global test set of all domains, in order."""
+        rows = [self._domain(domain) for domain in self.domains]
+        if not rows:
+            raise ConfigError(
+                "Expected test data, but there are none. Raise `data.test_fraction`, or give the source a test set."
+            )
+        return self._in_order(rows[0][0], np.sort(np.concatenate([indices for _, indices in rows])))
+
+    # Who holds what, for people
+
+    def table(self) -> list[dict[str, Any]]:
+        """Who holds what, one row a client.
+
+        Returns:
+            ``client``, ``domain``, numbers of ``train``, ``val`` and ``test`` examples, ``labels`` (name to number of training
+            examples) and ``label_entropy_bits`` of these; the last two are `None` where labels cannot be read.
+        """
+        from lit_fed.data.picture import describe
+
+        return describe(self.allocation)
+
+    def plot(self, path: str | None = None) -> "Figure":
+        """Draws who holds how many training examples of which label; also writes it to `path`, if given."""
+        from lit_fed.data.picture import draw
+
+        figure = draw(self.allocation)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+    def _repr_html_(self) -> str:
+        from lit_fed.data.picture import html
+
+        return html(self.allocation)
+
+    # Inside
+
+    def _rows(self, split: _Split, client: ClientId) -> tuple[str, np.ndarray]:
+        """The data set that a client's split comes from, and its rows there."""
+        allocation = self.allocation
+        if client not in allocation.rows["train"]:
+            known = list(allocation.rows["train"])
+            raise ConfigError(f"Expected a client among {known[:10]} ({len(known)} in all), but got {client!r}.")
+        return allocation.held_in[split], allocation.rows[split][client]
+
+    def _domain(self, domain: str) -> tuple[str, np.ndarray]:
+        domains = self.allocation.domains
+        if domain not in domains:
+            raise ConfigError(f"Expected a domain among {list(domains)}, but got {domain!r}.")
+        return self.allocation.tested_in, domains[domain]
+
+    def _in_order(self, dataset_name: str, indices: np.ndarray) -> "DataLoader[Any]":
+        part, dataset, collate = self._view(dataset_name)
+        rows = Rows(dataset, torch.from_numpy(indices))
+        sampler = ShardedBatchSampler(len(rows), self._batch_size(part, self.eval_batch_size))
+        # A loader without a generator of its own draws from the global one whenever it is iterated.
+        return DataLoader(
+            rows, batch_sampler=sampler, collate_fn=collate, pin_memory=part.pin_memory, generator=Generator()
+        )
+
+    def _view(self, name: str) -> tuple[Part, Any, Any]:
+        """A part of the source, its data set as the module wants it, and the collate that goes with it."""
+        self.setup_clients()
+        part = self._parts[name]
+        if self._encode is None or not is_raw(part.dataset):
+            return part, part.dataset, part.collate_fn
+        encode, encoded = self._encoded.get(name, (None, None))
+        if encode != self._encode:  # bound methods of one module are equal, not identical
+            keep = (self.limits.label_column, self.limits.domain_column)
+            encoded = encode_dataset(part.dataset, self._encode, part.columns, keep, self.max_encoded_bytes)
+            self._encoded[name] = (self._encode, encoded)
+        return part, encoded, collate_for(part.collate_fn)
+
+    def _batch_size(self, part: Part, wanted: int | None) -> int:
+        size = wanted or part.batch_size
+        if size is None:
+            raise ConfigError(
+                "Expected `data.batch_size` to be given, but got None. The source's loader has a batch sampler of its own:"
+                " say how many examples a client's batch is to have."
+            )
+        return size
+
+
+def _key(dataset_name: str, indices: np.ndarray) -> Hashable:
+    return dataset_name, blake2b(np.ascontiguousarray(indices).tobytes(), digest_size=16).hexdigest()

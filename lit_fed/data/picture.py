@@ -1,0 +1,129 @@
+"""Who holds what: as a table, as a picture, and both for a notebook."""
+
+import base64
+import html as escaping
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lit_fed.data.allocation import Allocation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["describe", "draw", "html", "label_counts"]
+
+_BARS_UP_TO = 20  # more colours than these cannot be told apart
+
+
+def label_counts(allocation: Allocation) -> tuple[np.ndarray, list[str]] | None:
+    """Training examples, ``(clients, labels)``, and the labels' names; `None` without class labels."""
+    labels = allocation.labels
+    if labels is None or not labels.is_codes:
+        return None
+    held = {client.id: labels.values[allocation.rows["train"][client.id]] for client in allocation.clients}
+    codes = np.arange(len(labels.names)) if labels.names else np.unique(np.concatenate(list(held.values())))
+    place = np.zeros(int(codes.max()) + 1, dtype=np.int64)
+    place[codes] = np.arange(len(codes))
+    counts = np.stack([np.bincount(place[own], minlength=len(codes)) for own in held.values()])
+    return counts, [labels.as_names[code] for code in codes.tolist()]
+
+
+def describe(allocation: Allocation) -> list[dict[str, Any]]:
+    """One row a client; see `FederatedDataModule.table`."""
+    counted = label_counts(allocation)
+    table = []
+    for place, client in enumerate(allocation.clients):
+        labels, entropy = None, None
+        if counted is not None:
+            counts, names = counted
+            labels = {name: int(count) for name, count in zip(names, counts[place], strict=True) if count}
+            entropy = _entropy_bits(counts[place])
+        table.append(
+            {
+                "client": client.id,
+                "domain": client.domain,
+                **{split: len(allocation.rows[split][client.id]) for split in ("train", "val", "test")},
+                "labels": labels,
+                "label_entropy_bits": entropy,
+            }
+        )
+    return table
+
+
+def draw(allocation: Allocation) -> "Figure":
+    """Training examples of each client by label: stacked bars, or a heat map for more labels than colours."""
+    from matplotlib.figure import Figure  # not pyplot: that keeps figures and picks a window system
+
+    ids = [client.id for client in allocation.clients]
+    counted = label_counts(allocation)
+    height = float(np.clip(1.2 + 0.22 * len(ids), 2.4, 16))
+    figure = Figure(figsize=(9, height), layout="constrained")
+    axes = figure.add_subplot()
+    if counted is None:
+        axes.barh(range(len(ids)), [client.num_examples for client in allocation.clients], color="tab:blue")
+        axes.set_xlabel("training examples")
+    elif len(counted[1]) <= _BARS_UP_TO:
+        _bars(axes, *counted)
+    else:
+        _heat(figure, axes, *counted)
+    _name_clients(axes, ids, height)
+    return figure
+
+
+def _bars(axes: Any, counts: np.ndarray, names: list[str]) -> None:
+    from matplotlib import colormaps
+
+    colours = colormaps["tab10" if len(names) <= 10 else "tab20"]
+    left = np.zeros(len(counts))
+    for label, name in enumerate(names):
+        axes.barh(range(len(counts)), counts[:, label], left=left, color=colours(label), label=name, height=0.85)
+        left += counts[:, label]
+    axes.set_xlabel("training examples")
+    axes.margins(y=0.01)
+    axes.legend(title="label", loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
+
+
+def _heat(figure: Any, axes: Any, counts: np.ndarray, names: list[str]) -> None:
+    from matplotlib.colors import PowerNorm
+
+    shown = np.ma.masked_equal(counts, 0)
+    image = axes.imshow(
+        shown, aspect="auto", interpolation="nearest", cmap="viridis_r", norm=PowerNorm(0.5, 0, max(1, counts.max()))
+    )
+    step = -(-len(names) // 60)
+    short = [name if len(name) <= 24 else name[:23] + "…" for name in names[::step]]
+    axes.set_xticks(range(0, len(names), step), short, rotation=90, fontsize=6)
+    axes.set_xlabel("label" if step == 1 else f"label (every {step}th is named)")
+    figure.colorbar(image, ax=axes, label="training examples (white: none)", pad=0.01)
+
+
+def _name_clients(axes: Any, ids: list[str], height: float) -> None:
+    step = max(1, round(len(ids) / (height * 6)))  # at most six names an inch
+    short = [name if len(name) <= 24 else name[:23] + "…" for name in ids[::step]]
+    axes.set_yticks(range(0, len(ids), step), short, fontsize=8)
+    axes.set_ylabel("client" if step == 1 else f"client (every {step}th is named)")
+    axes.set_ylim(len(ids) - 0.5, -0.5)
+
+
+def html(allocation: Allocation) -> str:
+    """The picture, and the table below it."""
+    image = io.BytesIO()
+    draw(allocation).savefig(image, format="png", dpi=100)
+    keys = ["client", "domain", "train", "val", "test", "label_entropy_bits"]
+    lines = []
+    for row in describe(allocation):
+        cells = [
+            f"{row[key]:.2f}" if isinstance(row[key], float) else str("" if row[key] is None else row[key])
+            for key in keys
+        ]
+        lines.append("<tr>" + "".join(f"<td>{escaping.escape(cell)}</td>" for cell in cells) + "</tr>")
+    head = "<tr>" + "".join(f"<th>{key.replace('_', ' ')}</th>" for key in keys) + "</tr>"
+    picture = f'<img alt="who holds what" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}">'
+    return f"{picture}<details><summary>{len(lines)} clients</summary><table>{head}{''.join(lines)}</table></details>"
+
+
+def _entropy_bits(counts: np.ndarray) -> float:
+    shares = counts[counts > 0] / max(1, counts.sum())
+    return abs(float(-(shares * np.log2(shares)).sum()))  # a single label gives -0.0

@@ -1,0 +1,98 @@
+"""A run without the run: the model on the meta device, one round planned and counted, nothing trained."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lit_fed.algorithms.base import GLOBAL, Objective, Predict, Where
+from lit_fed.core.names import block_of
+from lit_fed.core.sampling import sample_cohort
+from lit_fed.core.tree import num_bytes
+from lit_fed.core.types import AdapterState, Client, FitResult
+from lit_fed.engine.result import Result
+from lit_fed.engine.setup import Prepared
+
+if TYPE_CHECKING:
+    from lit_fed.engine.federation import Federation
+
+
+class DryLearner:
+    """A learner whose training makes no step; tensors have shapes and no values."""
+
+    def __init__(self, initial: dict[str, dict[str, Tensor]], client: Client) -> None:
+        self._slots, self.client, self.round = initial, client, 0
+        self._blocks: Sequence[int] | None = None
+
+    def load(self, adapter: AdapterState, slot: str = GLOBAL) -> None:
+        """Shapes are all there is, and they stay."""
+
+    def state(self, slot: str = GLOBAL) -> dict[str, Tensor]:
+        """The slot's tensors, those of the selected blocks and of none."""
+        chosen = self._blocks
+        return {n: t for n, t in self._slots[slot].items() if chosen is None or block_of(n) in (None, *chosen)}
+
+    def select_blocks(self, blocks: Sequence[int] | None) -> None:
+        """Restrict what `state` gives."""
+        self._blocks = blocks
+
+    def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
+        """Nothing is trained."""
+
+    def fit(
+        self, *, steps: int | None = None, epochs: int | None = None, objective: Objective | None = None
+    ) -> FitResult:
+        """No step."""
+        return FitResult(self.client.num_examples, 0, 0.0)
+
+    def evaluate(self, split: str = "val", predict: Predict | None = None) -> dict[str, float]:
+        """No score."""
+        return {"loss": 0.0, "accuracy": 0.0, "num_examples": 0.0}
+
+
+def dry_run(federation: "Federation", prepared: Prepared) -> Result:
+    """Plan the first round and count: parameters, bytes, blocks; prints a table, writes no run folder."""
+    algorithm, info = federation.algorithm, prepared.info
+    server = algorithm.init(prepared.initial[GLOBAL], info)
+    pooled = algorithm.pools_clients
+    cohort = (
+        list(prepared.clients) if pooled else sample_cohort(prepared.clients, federation.cohort, federation.seed, 0)
+    )
+    clients: dict[str, dict[str, Any]] = {}
+    for client in cohort:
+        task = algorithm.plan(server, cohort)[client.id]
+        update, _ = algorithm.local(DryLearner(prepared.initial, client), task, {})
+        clients[client.id] = {
+            "examples": client.num_examples,
+            "blocks": len(task.blocks) if task.blocks is not None else info.num_blocks,
+            "up_bytes": num_bytes(update.adapter),
+            "down_bytes": num_bytes(task.adapter),
+            "seconds": 0.0,
+        }
+    traffic = {name: sum(row[name] for row in clients.values()) for name in ("up_bytes", "down_bytes")}
+    summary = {
+        "schema": 1, "algorithm": type(algorithm).__name__, "seed": federation.seed, "rounds": 0,
+        "num_clients": len(prepared.data.clients), "metrics": {}, "traffic": traffic,
+        "trainable_parameters": info.trainable_parameters, "total_parameters": info.total_parameters,
+        "seconds": {"setup": 0.0, "train": 0.0, "evaluate": 0.0}, "peak_memory_bytes": 0, "state_digest": "",
+    }  # fmt: skip
+    if federation.progress:
+        _show(summary, clients)
+    return Result(server, server.adapter, summary, [], {}, clients, federation.run_dir)
+
+
+def _show(summary: dict[str, Any], clients: dict[str, dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    trainable, total = summary["trainable_parameters"], summary["total_parameters"]
+    share = f"{trainable:,} of {total:,} parameters tuned ({100 * trainable / total:.3f} %)"
+    table = Table(
+        title=f"{summary['algorithm']}, dry run: {share}",
+        caption="bytes of the first round; nothing was trained or written",
+    )
+    for name in ("client", "examples", "blocks", "down, bytes", "up, bytes"):
+        table.add_column(name, justify="left" if name == "client" else "right")
+    for client, row in clients.items():
+        table.add_row(client, *(f"{row[key]:,}" for key in ("examples", "blocks", "down_bytes", "up_bytes")))
+    Console().print(table)

@@ -1,0 +1,152 @@
+"""What a serving scores on a set of examples, in the module's own metrics."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+from lit_fed.adapters.state import AdapterView
+from lit_fed.algorithms.base import Predict, Serving
+from lit_fed.core.types import AdapterState
+from lit_fed.engine.local_trainer import LocalTrainer
+from lit_fed.engine.log_recorder import Logged, LogRecorder
+from lit_fed.engine.step import ModuleStep
+
+Scores = Mapping[str, Logged]
+"""Metric -> its value and the weight it is a mean over; ``num_examples`` is always there."""
+
+_PREFIXES = ("val_", "val/", "valid_", "validation_", "test_", "test/")
+
+
+class Evaluator:
+    """Runs the module's ``validation_step`` or ``test_step`` with the adapters of a serving.
+
+    A module that has only one of the two is evaluated with that one. Metric names lose their ``val_`` or ``test_``
+    prefix, so that one name means one thing in the run folder.
+    """
+
+    def __init__(self, fabric: Fabric, module: pl.LightningModule, view: AdapterView) -> None:
+        self.fabric, self.module, self.view = fabric, module, view
+        self._loaded: dict[str, AdapterState] = {}
+
+    def load(self, serving: Serving) -> None:
+        """Put a serving's adapters into their slots; what is there already is not copied again."""
+        if self.view.blocks is not None:
+            self.view.blocks.select(serving.blocks)
+        for slot, adapter in serving.adapters.items():
+            if self._loaded.get(slot) is not adapter:
+                self.view.write(adapter, slot)
+                self._loaded[slot] = adapter
+        self.view.use(next(iter(serving.adapters)))
+
+    def forget(self) -> None:
+        """The slots have changed since: load again next time."""
+        self._loaded.clear()
+
+    def score(self, serving: Serving, loader: Iterable[Any], stage: str = "test") -> dict[str, Logged]:
+        """Load a serving and score it on a loader."""
+        self.load(serving)
+        return self.score_loaded(loader, stage, serving.predict)
+
+    @torch.no_grad()
+    def score_loaded(
+        self, loader: Iterable[Any], stage: str = "test", predict: Predict | None = None
+    ) -> dict[str, Logged]:
+        """Score what is in the slots now."""
+        module, recorder = self.module, LogRecorder()
+        trainer = LocalTrainer(self.fabric, module, recorder)
+        trainer.testing, trainer.validating = stage == "test", stage != "test"
+        step_name = self._step_name(stage)
+        step = getattr(module, step_name)
+        takes_batch_idx = is_param_in_hook_signature(step, "batch_idx", explicit=True)
+        num_examples = 0
+        was_training = module.training
+        module.eval()
+        begin, end = (
+            f"on_{step_name.removesuffix('_step')}_epoch_start",
+            f"on_{step_name.removesuffix('_step')}_epoch_end",
+        )
+        with trainer.attached(), self._predicting(predict):
+            getattr(module, begin)()
+            for batch_idx, drawn in enumerate(loader):
+                recorder.batch = batch = self.fabric.to_device(drawn)
+                num_examples += extract_batch_size(batch)
+                with self.fabric.autocast():
+                    step(batch, batch_idx) if takes_batch_idx else step(batch)
+            getattr(module, end)()
+        module.train(was_training)
+        scores = {_plain(name): logged for name, logged in recorder.compute(num_examples).items()}
+        return {**scores, "num_examples": Logged(float(num_examples), 1.0)}
+
+    @torch.no_grad()
+    def predict(self, serving: Serving, loader: Iterable[Any]) -> list[Any]:
+        """What the module's ``predict_step`` returns with a serving's adapters, a batch each, on the host."""
+        self.load(serving)
+        module = self.module
+        was_training = module.training
+        module.eval()
+        results = []
+        with LocalTrainer(self.fabric, module, LogRecorder()).attached(), self._predicting(serving.predict):
+            for batch_idx, drawn in enumerate(loader):
+                with self.fabric.autocast():
+                    results.append(
+                        move_data_to_device(module.predict_step(self.fabric.to_device(drawn), batch_idx), "cpu")
+                    )
+        module.train(was_training)
+        return results
+
+    def _step_name(self, stage: str) -> str:
+        order = ("test_step", "validation_step") if stage == "test" else ("validation_step", "test_step")
+        return next((name for name in order if is_overridden(name, self.module)), order[0])
+
+    def _predicting(self, predict: Predict | None) -> "_LogitsFrom":
+        return _LogitsFrom(self.module, self.view, predict)
+
+
+class _LogitsFrom:
+    """Within the scope, the module's `logits` come from a prediction rule over slots."""
+
+    def __init__(self, module: pl.LightningModule, view: AdapterView, predict: Predict | None) -> None:
+        self.module, self.view, self.predict = module, view, predict
+
+    def __enter__(self) -> None:
+        if self.predict is None:
+            return
+        predict, own, view = self.predict, self.module.logits, self.view
+
+        class Own:  # the rule asks a step for logits, which must be the module's own again
+            logits, features, targets = (
+                staticmethod(own),
+                staticmethod(self.module.features),
+                staticmethod(self.module.targets),
+            )
+
+        self.module.logits = lambda batch: predict(ModuleStep(Own, view, batch))  # type: ignore[assignment]
+
+    def __exit__(self, *_: object) -> None:
+        if self.predict is not None:
+            del self.module.logits
+
+
+def merge(scores: Iterable[Scores]) -> dict[str, Logged]:
+    """Scores of several sets as one: means weighted by what they are means over, counts added."""
+    merged: dict[str, Logged] = {}
+    totals: dict[str, tuple[float, float]] = {}
+    for score in scores:
+        for name, (value, weight) in score.items():
+            total, weights = totals.get(name, (0.0, 0.0))
+            totals[name] = (total + value * weight, weights + weight)
+    for name, (total, weights) in totals.items():
+        merged[name] = Logged(total, 1.0) if name == "num_examples" else Logged(total / weights, weights)
+    return merged
+
+
+def _plain(name: str) -> str:
+    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
+    return name[len(prefix) :]

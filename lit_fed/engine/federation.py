@@ -1,0 +1,317 @@
+"""The object users hold: a federation of clients around one LightningModule."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.fabric import Fabric
+from lightning.pytorch.loggers import Logger
+
+from lit_fed.algorithms.base import Algorithm
+from lit_fed.callbacks.base import Callback
+from lit_fed.callbacks.progress import Progress
+from lit_fed.core.errors import ConfigError
+from lit_fed.data.federated import FederatedDataModule
+from lit_fed.engine.dry_run import dry_run
+from lit_fed.engine.outcome import finish, predictions
+from lit_fed.engine.precision import Precision, fabric_precision
+from lit_fed.engine.result import Result
+from lit_fed.engine.run import Run
+from lit_fed.engine.run_folder import RunFolder
+from lit_fed.engine.setup import Prepared, identity, prepare
+
+
+class Federation:
+    """Tunes one module over many clients, round by round.
+
+    ``Federation(FedAvg(local_epochs=1), rounds=10).fit(ImageClassifier(num_labels=10), data)``
+
+    Args:
+        algorithm: The federated method.
+        rounds: Rounds to run.
+        cohort: Clients of a round: a number (int), or a fraction of all (float in (0, 1]).
+        accelerator: Fabric's: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+        devices: Processes on this machine, or a list of GPUs.
+        num_nodes: Machines; all must see the same `run_dir`.
+        strategy: How processes are started: ``"auto"``, ``"ddp"``, ``"ddp_spawn"``, ``"ddp_notebook"``; ``"fsdp"`` also
+            shards the frozen weights of a client that is a cluster (with ``parallel="within"``).
+        precision: ``"32-true"``, ``"bf16-mixed"``, ``"bf16-true"`` (frozen weights in bfloat16) or ``"16-mixed"``.
+        parallel: ``"clients"`` deals the cohort over processes; ``"within"`` trains one client at a time over all of
+            them.
+        gradient_clip_val: As Trainer's; `None` does not clip.
+        gradient_clip_algorithm: ``"norm"`` or ``"value"``.
+        accumulate_grad_batches: Batches to an optimizer step.
+        run_dir: Every run makes a new ``version_N`` folder here.
+        failure: What a failing client does: ``"raise"`` ends the run, ``"drop"`` leaves it out of the round.
+        min_updates: Fewer updates than this end the run, whatever `failure` says.
+        evaluate_every: Rounds between evaluations; 0 evaluates only at the end.
+        checkpoint_every: Rounds between checkpoints.
+        dry_run: Build, plan and count; train nothing and download nothing.
+        callbacks: lit_fed's own callbacks, and Lightning's, which see one client's training each.
+        logger: Lightning loggers, beside the tables of the run folder.
+        progress: Whether to show progress and the final table.
+        seed: All randomness of the run is a function of it and of names.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        rounds: int = 10,
+        cohort: int | float = 1.0,
+        *,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: Precision = "32-true",
+        parallel: Literal["clients", "within"] = "clients",
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        accumulate_grad_batches: int = 1,
+        run_dir: str | Path = "runs",
+        failure: Literal["raise", "drop"] = "raise",
+        min_updates: int = 1,
+        evaluate_every: int = 1,
+        checkpoint_every: int = 1,
+        dry_run: bool = False,
+        callbacks: Sequence[Callback | pl.Callback] | None = None,
+        logger: Logger | list[Logger] | None = None,
+        progress: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.algorithm, self.rounds, self.cohort, self.seed = algorithm, rounds, cohort, seed
+        self.accelerator, self.devices, self.num_nodes, self.strategy = accelerator, devices, num_nodes, strategy
+        self.precision, self.parallel = precision, parallel
+        self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
+        self.accumulate_grad_batches = accumulate_grad_batches
+        self.run_dir = Path(run_dir)
+        self.failure, self.min_updates = failure, min_updates
+        self.evaluate_every, self.checkpoint_every, self.dry_run = evaluate_every, checkpoint_every, dry_run
+        given = list(callbacks or [])
+        self.callbacks: list[Callback] = [callback for callback in given if isinstance(callback, Callback)]
+        self.lightning_callbacks = [callback for callback in given if isinstance(callback, pl.Callback)]
+        self._unknown_callbacks = [c for c in given if not isinstance(c, Callback | pl.Callback)]
+        self.loggers = logger if isinstance(logger, list) else [logger] if logger is not None else []
+        self.progress = progress
+        if progress:
+            self.callbacks.append(Progress())
+        self.should_stop = False
+        self.metric = "accuracy"
+        self.identity: dict[str, Any] = {}
+        self._run: Run | None = None
+
+    # -- what callbacks may ask -------------------------------------------------------------------------------------
+
+    @property
+    def run_path(self) -> Path:
+        """The run's folder."""
+        return self._current.folder.path
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds finished so far."""
+        return self._current.server.round
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self._current.fabric.is_global_zero
+
+    @property
+    def num_processes(self) -> int:
+        """Processes that clients are dealt over."""
+        return 1 if self.parallel == "within" else self._current.fabric.world_size
+
+    @property
+    def _current(self) -> Run:
+        if self._run is None:
+            raise RuntimeError("The federation is not running.")
+        return self._run
+
+    # -- what users call --------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        module: pl.LightningModule,
+        data: FederatedDataModule,
+        ckpt_path: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> Result:
+        """Run the federation.
+
+        Args:
+            module: The module every client tunes; afterwards it holds the final global adapter.
+            data: Everybody's data.
+            ckpt_path: ``"last"`` continues the newest run of `run_dir` (and starts anew, saying so, if there is none);
+                or a run folder, or a checkpoint in one.
+            config: What is written as ``config.yaml``; the command line gives its resolved YAML.
+
+        Raises:
+            ConfigError: With every problem found in the settings, before work starts.
+            ClientFailure: If a client fails and `failure` is ``"raise"``, or too few are left.
+            StateMismatchError: If the checkpoint is damaged or belongs to another configuration.
+        """
+        self._check()
+        return self._launch(self._fit, module, data, ckpt_path, config)
+
+    def validate(self, module: pl.LightningModule, data: FederatedDataModule, run: str | Path) -> dict[str, float]:
+        """Score a stored run on the clients' validation data."""
+        self._check()
+        return self._launch(self._score, module, data, Path(run), "val")
+
+    def test(self, module: pl.LightningModule, data: FederatedDataModule, run: str | Path) -> dict[str, float]:
+        """Score a stored run on the domains' and the clients' test data."""
+        self._check()
+        return self._launch(self._score, module, data, Path(run), "test")
+
+    def predict(
+        self, module: pl.LightningModule, data: FederatedDataModule, run: str | Path, client: str | None = None
+    ) -> list[Any]:
+        """Predict with a stored run: what ``predict_step`` returns, a batch each.
+
+        Args:
+            module: The module the run was made with.
+            data: Its data; ``predict_loader()`` gives the examples.
+            run: The run folder.
+            client: Whose serving to use; `None` is what a new client gets.
+        """
+        self._check()
+        return self._launch(self._predict, module, data, Path(run), client)
+
+    # -- in every process -------------------------------------------------------------------------------------------
+
+    def _launch(self, function: Any, *args: Any) -> Any:
+        strategy = "auto" if self.strategy == "fsdp" and self.devices == 1 else self.strategy
+        fabric = Fabric(
+            accelerator=self.accelerator,
+            devices=self.devices,
+            num_nodes=self.num_nodes,
+            strategy="ddp" if strategy == "fsdp" else strategy,
+            precision=fabric_precision(self.precision),
+            loggers=self.loggers,
+        )
+        try:
+            return fabric.launch(function, *args)
+        finally:
+            self._run = None
+
+    def _fit(
+        self,
+        fabric: Fabric,
+        module: pl.LightningModule,
+        data: FederatedDataModule,
+        ckpt_path: str | None,
+        config: Mapping[str, Any] | None,
+    ) -> Result:
+        started = time.perf_counter()
+        prepared = self._prepare(fabric, module, data)
+        self.identity = identity(prepared, self.algorithm, self._identity_settings(), config)
+        if self.dry_run:
+            return dry_run(self, prepared)
+        folder, version = self._open(fabric, ckpt_path)
+        run = self._run = Run(self, fabric, prepared, folder)
+        if fabric.is_global_zero and (ckpt_path is None or not (folder.path / "config.yaml").exists()):
+            folder.write_config(config or self.identity)
+        if ckpt_path is not None:
+            run.resume(version)
+        for logger in fabric.loggers:
+            logger.log_hyperparams(dict(config or self.identity))
+        setup_s = time.perf_counter() - started
+        try:
+            run.rounds()
+        except BaseException as error:
+            for callback in self.callbacks:
+                callback.on_exception(self, error)
+            for logger in fabric.loggers:
+                logger.finalize("failed")
+            raise
+        result = finish(self, run, setup_s)
+        for callback in self.callbacks:
+            callback.on_fit_end(self)
+        for logger in fabric.loggers:
+            logger.finalize("success")
+        if self.progress and fabric.is_global_zero:
+            from rich.console import Console
+
+            Console().print(result.table())
+        return result
+
+    def _score(
+        self, fabric: Fabric, module: pl.LightningModule, data: FederatedDataModule, path: Path, split: str
+    ) -> dict[str, float]:
+        return self._restore(fabric, module, data, path).scorer.score(self._current.server, split)
+
+    def _predict(
+        self, fabric: Fabric, module: pl.LightningModule, data: FederatedDataModule, path: Path, client: str | None
+    ) -> list[Any]:
+        return predictions(self._restore(fabric, module, data, path), client)
+
+    def _restore(self, fabric: Fabric, module: pl.LightningModule, data: FederatedDataModule, path: Path) -> Run:
+        """A run as its last checkpoint left it; nothing in its folder is touched."""
+        prepared = self._prepare(fabric, module, data)
+        folder = RunFolder(path)
+        found = folder.checkpoints.load()
+        if found is None:
+            raise ConfigError(f"Expected `run` to be the folder of a run, but {path} has no checkpoints.")
+        run = self._run = Run(self, fabric, prepared, folder)
+        run.server = found.server
+        return run
+
+    def _prepare(self, fabric: Fabric, module: pl.LightningModule, data: FederatedDataModule) -> Prepared:
+        return prepare(
+            module, data, self.algorithm, fabric, cohort=self.cohort, min_updates=self.min_updates,
+            precision=self.precision, shard=self.strategy == "fsdp" and fabric.world_size > 1, seed=self.seed,
+            dry_run=self.dry_run,
+        )  # fmt: skip
+
+    def _open(self, fabric: Fabric, ckpt_path: str | None) -> tuple[RunFolder, int | None]:
+        """The run folder, chosen by the first process."""
+        path, version = None, None
+        if fabric.is_global_zero:
+            folder = None
+            if ckpt_path is not None:
+                folder, version = RunFolder.find(ckpt_path, self.run_dir)
+                if folder is None:
+                    print(f"Nothing to continue in {self.run_dir}: starting from the beginning.")
+            path = str((folder or RunFolder.new(self.run_dir)).path)
+        path, version = fabric.broadcast((path, version))
+        return RunFolder(Path(path)), version
+
+    # -- settings ---------------------------------------------------------------------------------------------------
+
+    def _identity_settings(self) -> dict[str, Any]:
+        names = (
+            "seed", "cohort", "precision", "parallel", "gradient_clip_val", "gradient_clip_algorithm",
+            "accumulate_grad_batches", "failure", "min_updates",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    def _check(self) -> None:
+        """What can be said of the settings before anything is loaded."""
+        problems = [
+            f"Expected `federation.{name}` to be >= {least}, but got {value}."
+            for name, least in (
+                ("rounds", 1), ("num_nodes", 1), ("accumulate_grad_batches", 1), ("min_updates", 1),
+                ("evaluate_every", 0), ("checkpoint_every", 1),
+            )
+            if (value := getattr(self, name)) < least
+        ]  # fmt: skip
+        clip = self.gradient_clip_val
+        if clip is not None and not (clip > 0 and math.isfinite(clip)):
+            problems.append(f"Expected `federation.gradient_clip_val` to be > 0 or null, but got {clip}.")
+        if self.strategy == "fsdp" and self.parallel != "within":
+            problems.append(
+                "Expected `federation.parallel` to be 'within' with `strategy: fsdp`, which shards one client's model,"
+                f" but got {self.parallel!r}."
+            )
+        problems += [
+            "Expected `federation.callbacks` to hold lit_fed or Lightning callbacks, but got"
+            f" {type(callback).__name__}. Import callbacks from `lightning.pytorch`, not from `pytorch_lightning`."
+            for callback in self._unknown_callbacks
+        ]
+        problems += self.algorithm.budget.problems()
+        if problems:
+            raise ConfigError(problems)

@@ -1,0 +1,125 @@
+"""One client's turn with the resident module."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lit_fed.adapters.state import AdapterView
+from lit_fed.algorithms.base import GLOBAL, Objective, Predict, Where
+from lit_fed.core.errors import ClientFailure, ConfigError
+from lit_fed.core.seeding import generator, isolated_rng
+from lit_fed.core.tree import all_finite
+from lit_fed.core.types import AdapterState, Client, ClientId, FitResult
+from lit_fed.data.federated import FederatedDataModule
+from lit_fed.engine.evaluator import Evaluator
+from lit_fed.engine.local_loop import LocalLoop
+from lit_fed.engine.step import ModuleStep
+
+
+class ModuleLearner:
+    """The engine's `lit_fed.algorithms.base.Learner`: clients take turns in one resident module.
+
+    A turn starts from the module's initial adapter, all blocks, everything trainable, so that it does not depend on
+    whose turn it was before.
+
+    Args:
+        module: The resident module, on its device.
+        view: Its adapter.
+        initial: The initial value of every slot.
+        loop: Local training.
+        evaluator: Local evaluation.
+        data: Everybody's data; a turn touches its client's alone.
+        members: Pooled client -> the clients whose data it holds.
+        seed: The federation's seed.
+    """
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        view: AdapterView,
+        initial: dict[str, dict[str, Tensor]],
+        loop: LocalLoop,
+        evaluator: Evaluator,
+        data: FederatedDataModule,
+        members: dict[ClientId, Sequence[ClientId]],
+        seed: int,
+    ) -> None:
+        self._module, self._view, self._initial, self._loop = module, view, initial, loop
+        self._evaluator, self._data, self._members, self._seed = evaluator, data, members, seed
+        self.client = Client("", 0)
+        self.round = 0
+        self._slot = GLOBAL
+        self._fits = 0
+
+    def begin(self, client: Client, round: int) -> None:
+        """Start a client's turn."""
+        self.client, self.round, self._fits = client, round, 0
+        self.select_blocks(None)
+        self._view.restore_buffers()
+        for slot, adapter in self._initial.items():
+            self._view.write(adapter, slot)
+        self._evaluator.forget()
+        self.activate(GLOBAL)
+
+    def load(self, adapter: AdapterState, slot: str = GLOBAL) -> None:
+        """Copy tensors into a slot in place."""
+        self._view.write(adapter, slot)
+
+    def state(self, slot: str = GLOBAL) -> dict[str, Tensor]:
+        """A slot's tensors as float32 on the CPU; only those of the selected blocks, and all that is in no block."""
+        state = self._view.read(slot)
+        if not all_finite(state):
+            raise ClientFailure(self.client.id, self.round, "update", f"its {slot!r} adapter is not finite.")
+        return state
+
+    def select_blocks(self, blocks: Sequence[int] | None) -> None:
+        """Run only these blocks."""
+        if self._view.blocks is not None:
+            self._view.blocks.select(blocks)
+        elif blocks is not None:
+            raise ConfigError("This algorithm runs parts of the model, but no transformer blocks were found in it.")
+
+    def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
+        """Choose what `fit` trains."""
+        self._slot = slot
+        self._view.use(slot)
+        self._view.train_only(slot, where)
+
+    def fit(
+        self, *, steps: int | None = None, epochs: int | None = None, objective: Objective | None = None
+    ) -> FitResult:
+        """Train on the client's data."""
+        names = (self.round, self.client.id, self._fits)
+        self._fits += 1
+        cluster = self._loop.cluster
+        loader = self._data.train_loader(
+            self._members.get(self.client.id, self.client.id),
+            generator(self._seed, "shuffle", *names),
+            shard=(cluster.rank, cluster.size) if cluster else (0, 1),
+        )
+
+        def offered(batch: Any, own_loss: Any) -> Tensor:
+            assert objective is not None
+            return objective(ModuleStep(self._module, self._view, batch, self._slot, own_loss))
+
+        # Dropout and a user's augmentations draw from the global generators; in a cluster every process differs.
+        with isolated_rng(self._seed, "fit", *names, cluster.rank if cluster else 0):
+            result = self._loop.run(
+                loader, self.client, self.round, steps=steps, epochs=epochs, objective=offered if objective else None
+            )
+        if not result.loss == result.loss or abs(result.loss) == float("inf"):
+            raise ClientFailure(self.client.id, self.round, "local", f"its training loss became {result.loss}.")
+        return result
+
+    def evaluate(self, split: str = "val", predict: Predict | None = None) -> dict[str, float]:
+        """The module's metrics on the client's own split."""
+        loader = self._data.eval_loader(split, self.client.id)  # type: ignore[arg-type]
+        if loader is None:
+            raise ConfigError(
+                f"Expected client {self.client.id!r} to hold {split} examples, but it has none. Raise"
+                f" `data.{split}_fraction`."
+            )
+        scores = self._evaluator.score_loaded(loader, split, predict)
+        return {name: logged.value for name, logged in scores.items()}

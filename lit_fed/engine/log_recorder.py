@@ -1,0 +1,80 @@
+"""What a module logs during one pass, kept on the device until somebody asks."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+
+class Logged(NamedTuple):
+    """A logged number, and the examples (or tokens, or batches) it is a mean over."""
+
+    value: float
+    weight: float
+
+
+class LogRecorder:
+    """Takes the place of ``LightningModule.log`` and reduces what it gets as a Trainer would at the end of an epoch.
+
+    Numbers are averaged, weighted by batch size (or by the `batch_size` given to ``log``); `reduce_fx` may be
+    ``"mean"``, ``"sum"``, ``"min"`` or ``"max"``. Metric objects are computed once, at the end, and reset. Nothing here
+    waits for the device before `compute`.
+    """
+
+    def __init__(self) -> None:
+        self.batch: Any = None
+        self.latest: dict[str, Any] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
+        self._reductions: dict[str, str] = {}
+        self._metrics: dict[str, Metric] = {}
+
+    def log(
+        self, name: str, value: Any, *args: Any, reduce_fx: Any = "mean", batch_size: int | None = None, **kwargs: Any
+    ) -> None:
+        """Stands in for ``LightningModule.log``; arguments about display and synchronization have no meaning here."""
+        if isinstance(value, Metric):
+            self._metrics[name] = value
+            return
+        value = torch.as_tensor(value).detach().float()
+        self.latest[name] = value
+        how = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", "mean")
+        how = {"amax": "max", "amin": "min"}.get(how, how)
+        if how == "mean":
+            weight = float(batch_size if batch_size is not None else extract_batch_size(self.batch))
+            value = value * weight
+        else:
+            weight = 1.0
+        old = self._sums.get(name)
+        if old is None:
+            self._sums[name], self._weights[name], self._reductions[name] = value, weight, how
+        else:
+            combine = {"min": torch.minimum, "max": torch.maximum}.get(how, torch.add)
+            self._sums[name] = combine(old, value)
+            self._weights[name] += weight
+
+    def log_dict(self, dictionary: Mapping[str, Any] | MetricCollection, *args: Any, **kwargs: Any) -> None:
+        """Stands in for ``LightningModule.log_dict``."""
+        for name, value in dictionary.items():
+            self.log(name, value, **kwargs)
+
+    def compute(self, num_examples: float) -> dict[str, Logged]:
+        """Reduce everything, in one transfer from the device; `num_examples` is the weight of metric objects."""
+        results: dict[str, Logged] = {}
+        if self._sums:
+            sums = torch.stack([value.reshape(()).double() for value in self._sums.values()]).tolist()
+            for (name, how), total in zip(self._reductions.items(), sums, strict=True):
+                weight = self._weights[name]
+                results[name] = Logged(total / weight if how == "mean" and weight else total, weight)
+        for name, metric in self._metrics.items():
+            value = metric.compute()
+            metric.reset()
+            if isinstance(value, Tensor) and value.numel() == 1:
+                results[name] = Logged(float(value), float(num_examples))
+            elif isinstance(value, Mapping):
+                results.update({k: Logged(float(v), float(num_examples)) for k, v in value.items()})
+        self._metrics.clear()
+        return results

@@ -1,0 +1,58 @@
+"""A module's own optimizers and schedulers, set up afresh for every turn."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.core.optimizer import (
+    _configure_optimizers,
+    _configure_schedulers_automatic_opt,
+    _configure_schedulers_manual_opt,
+)
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+
+from lit_fed.core.errors import ConfigError
+from lit_fed.engine.local_trainer import LocalTrainer
+
+
+def set_up_optimizers(module: pl.LightningModule, trainer: LocalTrainer) -> None:
+    """Call ``configure_optimizers`` and hand the result to the module and its trainer, as a Trainer would.
+
+    Lightning's own parsing is used (that is why lightning is bounded from above), so every form that a Trainer
+    accepts is accepted: one optimizer, several, with schedulers, as dictionaries.
+    """
+    configured: Any = module.configure_optimizers()
+    optimizers, schedulers, monitor = _configure_optimizers(configured) if configured is not None else ([], [], None)
+    if module.automatic_optimization and len(optimizers) != 1:
+        raise ConfigError(
+            f"Expected `configure_optimizers` to return one optimizer under automatic optimization, but got "
+            f"{len(optimizers)}. Set `self.automatic_optimization = False` to step several yourself."
+        )
+    automatic = module.automatic_optimization
+    configs: list[LRSchedulerConfig] = (
+        _configure_schedulers_automatic_opt(schedulers, monitor)
+        if automatic
+        else _configure_schedulers_manual_opt(schedulers)
+    )
+    wrapped = trainer.fabric.setup_optimizers(*optimizers)
+    trainer.optimizers = list(wrapped) if isinstance(wrapped, tuple) else [wrapped]
+    if trainer.cluster:
+        for optimizer in trainer.optimizers:
+            trainer.cluster.sums_before_step(optimizer)
+    trainer.lr_scheduler_configs = configs
+    module._fabric_optimizers = trainer.optimizers  # what `self.optimizers()` returns
+
+
+def step_schedulers(module: pl.LightningModule, trainer: LocalTrainer, interval: str, count: int) -> None:
+    """Step the schedulers that are due after `count` steps or epochs (automatic optimization only)."""
+    for config in trainer.lr_scheduler_configs:
+        if config.interval != interval or count % config.frequency:
+            continue
+        metric = None
+        if config.reduce_on_plateau:
+            if config.monitor not in trainer.callback_metrics:
+                raise ConfigError(
+                    f"Expected `monitor` of a ReduceLROnPlateau scheduler to be logged during training, but got "
+                    f"{config.monitor!r}. Logged are {sorted(trainer.callback_metrics)}."
+                )
+            metric = trainer.callback_metrics[config.monitor]
+        module.lr_scheduler_step(config.scheduler, metric)

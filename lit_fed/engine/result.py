@@ -1,0 +1,103 @@
+"""What a federation leaves behind."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lit_fed.core.types import Server
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run.
+
+    Args:
+        server: The server after the last round.
+        adapter: The adapter that a new client would be served, by canonical name.
+        summary: The content of ``summary.json``.
+        history: A row a round, as in ``metrics.csv``.
+        domains: Domain -> metric -> ``(before, after)``.
+        clients: Client -> its row of the final table: examples, scores before and after, bytes, seconds.
+        path: The run folder.
+    """
+
+    server: Server
+    adapter: Mapping[str, Tensor]
+    summary: Mapping[str, Any]
+    history: list[dict[str, Any]]
+    domains: Mapping[str, Mapping[str, tuple[float | None, float]]]
+    clients: Mapping[str, Mapping[str, Any]]
+    path: Path
+    metric: str = field(default="accuracy")
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The final metrics, by the names of ``summary.json``."""
+        metrics: Mapping[str, float] = self.summary["metrics"]
+        return metrics
+
+    def table(self, most: int = 24) -> "Table":
+        """The final table: domains, then clients (the first `most` of them), before and after."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.summary['algorithm']} after {self.summary['rounds']} rounds: {self.metric}")
+        for name in ("", "examples", "before", "after", "up", "down", "seconds"):
+            table.add_column(name, justify="left" if not name else "right")
+        for domain, scores in self.domains.items():
+            before, after = scores[self.metric]
+            table.add_row(f"[bold]{domain}[/]", "", _score(before), f"[bold]{_score(after)}[/]", "", "", "")
+        overall = self.metrics.get(f"global/{self.metric}")
+        if len(self.domains) > 1:
+            before = self.metrics.get(f"initial/{self.metric}")
+            table.add_row("[bold]all domains[/]", "", _score(before), f"[bold]{_score(overall)}[/]", "", "", "")
+        table.add_section()
+        for client, row in list(self.clients.items())[:most]:
+            table.add_row(
+                f"client {client}", str(row["examples"]), _score(row.get("before")), _score(row.get("after")),
+                _bytes(row["up_bytes"]), _bytes(row["down_bytes"]), f"{row['seconds']:.1f}",
+            )  # fmt: skip
+        if len(self.clients) > most:
+            table.add_row(f"... {len(self.clients) - most} more", "", "", "", "", "", "")
+        traffic, seconds = self.summary["traffic"], self.summary["seconds"]
+        table.add_section()
+        table.add_row(
+            "total", str(sum(row["examples"] for row in self.clients.values())), "", "",
+            _bytes(traffic["up_bytes"]), _bytes(traffic["down_bytes"]), f"{seconds['train']:.1f}",
+        )  # fmt: skip
+        return table
+
+    def _repr_html_(self) -> str:
+        """How it looks in Jupyter."""
+        from rich.console import Console
+
+        console = Console(record=True, width=100, file=_Nowhere())
+        console.print(self.table())
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+class _Nowhere:
+    """A file that takes everything and keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing to flush."""
+
+
+def _score(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

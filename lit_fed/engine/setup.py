@@ -1,0 +1,193 @@
+"""From a module and data to everything a run needs; every problem is found here, before work starts."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from lit_fed.adapters.lora import add_slot
+from lit_fed.adapters.state import AdapterView
+from lit_fed.algorithms.base import GLOBAL, Algorithm
+from lit_fed.core.errors import ConfigError
+from lit_fed.core.names import is_head
+from lit_fed.core.sampling import cohort_size
+from lit_fed.core.seeding import isolated_rng
+from lit_fed.core.tree import digest
+from lit_fed.core.types import Client, ClientId, ModelInfo
+from lit_fed.data.federated import FederatedDataModule
+from lit_fed.engine.precision import Precision, cast_frozen
+from lit_fed.engine.within import shard_frozen
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A module and data, checked and ready."""
+
+    module: pl.LightningModule
+    data: FederatedDataModule
+    view: AdapterView
+    initial: dict[str, dict[str, Tensor]]
+    """The initial value of every slot."""
+    info: ModelInfo
+    clients: tuple[Client, ...]
+    """Who trains: the registered clients, or the one that pools them."""
+    members: dict[ClientId, Sequence[ClientId]]
+    """Pooled client -> the registered clients whose data it holds."""
+
+    @property
+    def blocks_of(self) -> int:
+        """Blocks of the full model, at least 1 (what expected cost is counted in)."""
+        return max(self.info.num_blocks, 1)
+
+
+def prepare(
+    module: pl.LightningModule,
+    data: FederatedDataModule,
+    algorithm: Algorithm,
+    fabric: Fabric,
+    *,
+    cohort: int | float,
+    min_updates: int,
+    precision: Precision,
+    shard: bool,
+    seed: int,
+    dry_run: bool,
+) -> Prepared:
+    """Build the model, split the data, add the algorithm's slots, and check that all fits.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    with isolated_rng(seed, "init"), torch.device("meta") if dry_run else nullcontext():
+        module.configure_model()
+    encode = getattr(module, "encode", None)
+    data.setup_clients(encode if callable(encode) and not dry_run else None)
+    with isolated_rng(seed, "slots"):
+        for slot in algorithm.slots:
+            if slot != GLOBAL:
+                add_slot(module, slot)
+    view = AdapterView(module)
+    view.train_only(GLOBAL, None)
+    info = _describe(module, view)
+    clients, members = _clients(data, algorithm, cohort)
+    problems = [
+        *_module_problems(module, algorithm, view),
+        *_cohort_problems(len(data.clients), cohort, min_updates),
+        *algorithm.problems(info, clients),
+        *_target_problems(module, data),
+    ]
+    if problems:
+        raise ConfigError(problems)
+    if not dry_run:
+        fabric.to_device(module)
+        if fabric.world_size > 1:
+            _same_everywhere(module)
+        cast_frozen(module, precision)
+        if shard and view.blocks is not None:
+            shard_frozen(view.blocks.blocks, fabric.device)
+    initial = {slot: dict(view.parameters(slot)) if dry_run else view.read(slot) for slot in algorithm.slots}
+    view.snapshot_buffers()
+    return Prepared(module, data, view, initial, info, clients, members)
+
+
+def _describe(module: pl.LightningModule, view: AdapterView) -> ModelInfo:
+    trained = view.parameters(GLOBAL)
+    every_slot = {id(p) for slot in view.slots for p in view.parameters(slot).values()}
+    frozen = sum(p.numel() for p in module.parameters() if id(p) not in every_slot)
+    trainable = sum(p.numel() for p in trained.values())
+    return ModelInfo(
+        num_blocks=len(view.blocks) if view.blocks is not None else 0,
+        has_head=any(is_head(name) for name in trained),
+        total_parameters=frozen + trainable,
+        trainable_parameters=trainable,
+        block_bytes=view.blocks.block_bytes() if view.blocks is not None else (),
+    )
+
+
+def _clients(
+    data: FederatedDataModule, algorithm: Algorithm, cohort: int | float
+) -> tuple[tuple[Client, ...], dict[ClientId, Sequence[ClientId]]]:
+    if not algorithm.pools_clients:
+        return tuple(data.clients), {}
+    ids = [client.id for client in data.clients]
+    total = sum(client.num_examples for client in data.clients)
+    return (Client("all", total, stands_for=cohort_size(len(ids), cohort)),), {"all": ids}
+
+
+def _module_problems(module: pl.LightningModule, algorithm: Algorithm, view: AdapterView) -> list[str]:
+    name = type(algorithm).__name__
+    problems = [
+        f"`algorithm: {name}` needs a module that offers `{method}(batch)`, and {type(module).__name__} does not. Add"
+        " the method, or use a lit_fed.modules class."
+        for method in sorted(algorithm.needs)
+        if not callable(getattr(module, method, None))
+    ]
+    if not view.names:
+        problems.append(
+            f"{type(module).__name__} has no parameter that requires a gradient, so there is nothing to tune. Give it"
+            " LoRA with `lit_fed.adapters.add_lora_`, or unfreeze its head."
+        )
+    return problems
+
+
+def _cohort_problems(num_clients: int, cohort: int | float, min_updates: int) -> list[str]:
+    if isinstance(cohort, float) and not (0 < cohort <= 1 and math.isfinite(cohort)):
+        return [f"Expected `federation.cohort` to be a number of clients or a fraction in (0, 1], but got {cohort}."]
+    size = cohort_size(num_clients, cohort)
+    problems = []
+    if not 1 <= size <= num_clients:
+        problems.append(
+            f"Expected `federation.cohort` to be from 1 to {num_clients} (the clients there are), but got {cohort}."
+        )
+    if not 1 <= min_updates <= max(size, 1):
+        problems.append(
+            f"Expected `federation.min_updates` to be from 1 to the cohort's {size}, but got {min_updates}."
+        )
+    return problems
+
+
+def _target_problems(module: pl.LightningModule, data: FederatedDataModule) -> list[str]:
+    check, labels = getattr(module, "check_targets", None), data.allocation.labels
+    if labels is None or not labels.is_codes or not callable(check):
+        return []
+    return list(check(torch.as_tensor(labels.values)))
+
+
+def _same_everywhere(module: torch.nn.Module) -> None:
+    """What the first process built is what every process uses, however it came by its random numbers."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        dist.broadcast(tensor.data, src=0)
+
+
+def identity(
+    prepared: Prepared, algorithm: Algorithm, settings: Mapping[str, Any], config: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What must be the same for two runs to give the same result, as JSON values."""
+    hparams = {k: v for k, v in prepared.module.hparams.items() if _is_plain(v)}
+    known = {"class": type(prepared.module).__qualname__, **hparams}
+    own = {k: v for k, v in vars(algorithm).items() if _is_plain(v)}
+    held = [[client.id, client.num_examples] for client in prepared.clients]
+    return {
+        "seed_everything": settings["seed"],
+        "federation": {k: v for k, v in settings.items() if k != "seed"},
+        "algorithm": {"class": type(algorithm).__qualname__, "budget": vars(algorithm.budget), **own},
+        "model": config["model"] if config and "model" in config else known,
+        "data": config["data"] if config and "data" in config else {},
+        "clients": {"number": len(held), "digest": digest({"examples": held})},
+        "parameters": {"total": prepared.info.total_parameters, "trainable": prepared.info.trainable_parameters},
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, bool | int | float | str)

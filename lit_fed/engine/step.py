@@ -1,0 +1,65 @@
+"""What one batch offers to an objective or to a prediction rule, over the resident module."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from lit_fed.adapters.state import AdapterView
+from lit_fed.algorithms.base import GLOBAL
+
+
+class ModuleStep:
+    """One batch and the resident module; see `lit_fed.algorithms.base.Step`.
+
+    Args:
+        module: The resident module; offers `logits`, `features`, `targets` if the algorithm needs them.
+        view: Its adapter.
+        batch: The batch, on the device.
+        slot: The slot that is trained, and active when nothing else is asked for.
+        own_loss: Calls the module's ``training_step`` on the batch.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        view: AdapterView,
+        batch: Any,
+        slot: str = GLOBAL,
+        own_loss: Callable[[], Tensor] | None = None,
+    ) -> None:
+        self._module, self._view, self._slot, self._own_loss = module, view, slot, own_loss
+        self.batch = batch
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The tensors being trained, live, by canonical name."""
+        return self._view.trained(self._slot)
+
+    def loss(self) -> Tensor:
+        """The module's own loss."""
+        assert self._own_loss is not None, "a prediction rule has no loss"
+        return self._own_loss()
+
+    def logits(self, slot: str | None = GLOBAL) -> Tensor:
+        """Logits with one slot active. Shape (B, ..., C)."""
+        return self._with(slot, self._module.logits)
+
+    def features(self, slot: str | None = GLOBAL) -> Tensor:
+        """What the head sees, with one slot active. Shape (B, D)."""
+        return self._with(slot, self._module.features)
+
+    def targets(self) -> Tensor:
+        """Targets of the batch."""
+        targets: Tensor = self._module.targets(self.batch)
+        return targets
+
+    def _with(self, slot: str | None, function: Callable[[Any], Tensor]) -> Tensor:
+        if slot == self._slot:
+            return function(self.batch)
+        self._view.use(slot)
+        try:
+            return function(self.batch)
+        finally:
+            self._view.use(self._slot)

@@ -1,0 +1,89 @@
+"""``parallel: within``: one client at a time over all processes, because the client is itself a cluster.
+
+Each process takes its share of every batch; gradients of the adapter, which are small, are summed over processes just
+before they are used. The frozen base is replicated (``strategy: ddp``) or sharded over the processes
+(``strategy: fsdp``, PyTorch's fully_shard); the adapter is replicated in both, so that clients' turns look the same.
+
+Why no DistributedDataParallel wrapper: which tensors are trained changes with the algorithm and from turn to turn
+(heads apart from bodies, blocks activated one by one), and a wrapper fixes them once. One reduction of a flat buffer
+after backward costs next to nothing at adapter size.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from lit_fed.data.shard import Shard
+
+
+class Cluster:
+    """The processes that train one client together.
+
+    Args:
+        fabric: The launched Fabric.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.rank, self.size = fabric.global_rank, fabric.world_size
+        self._device = fabric.device
+        self._share = 1.0
+        self._summed: set[int] = set()  # optimizers whose gradients have been summed since the last backward
+
+    def open(self, drawn: Any) -> tuple[Any, int | None]:
+        """Open a drawn batch: the local part, and how many of its examples count (`None`: all of them)."""
+        if not isinstance(drawn, Shard):
+            self._share = 1.0 / self.size  # the same batch everywhere
+            return drawn, None
+        self._share = drawn.num_local / drawn.num_global
+        return drawn.batch, drawn.num_local
+
+    def weigh(self, loss: Tensor) -> Tensor:
+        """A local mean loss, weighted so that the sum over processes is the mean over the global batch."""
+        self._summed.clear()
+        return loss * self._share
+
+    def sum_gradients(self, optimizer: Any) -> None:
+        """Sum an optimizer's gradients over processes, once after each backward."""
+        inner = getattr(optimizer, "optimizer", optimizer)
+        if id(inner) in self._summed:
+            return
+        self._summed.add(id(inner))
+        self._sum([p.grad for group in inner.param_groups for p in group["params"] if p.grad is not None])
+
+    def sums_before_step(self, optimizer: Any) -> None:
+        """Have an optimizer sum its gradients before it steps (before a loss scaler looks for infinities, too)."""
+        step = optimizer.step
+
+        def summed_step(closure: Any = None) -> Any:
+            self.sum_gradients(optimizer)
+            return step(closure)
+
+        optimizer.step = summed_step
+
+    def total(self, loss_sum: Tensor, examples: float) -> tuple[Tensor, float]:
+        """Sum a loss and the number of examples behind it over processes."""
+        both = torch.stack([loss_sum.reshape(()), torch.tensor(examples, dtype=torch.float64, device=self._device)])
+        dist.all_reduce(both)
+        return both[0], float(both[1])
+
+    def _sum(self, tensors: list[Tensor]) -> None:
+        if not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
+
+def shard_frozen(blocks: Iterable[nn.Module], device: torch.device) -> None:
+    """Shard the frozen weights of every block over the processes; adapters and all else stay replicated."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh, ignored_params={p for p in block.parameters() if p.requires_grad})

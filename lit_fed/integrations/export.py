@@ -1,0 +1,112 @@
+"""What a run tuned, for programs without lit_fed: PEFT's folder, or the model with the adapter merged into it."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+
+from lit_fed.adapters.folder import CONFIG_FILE, load_adapter
+from lit_fed.adapters.state import AdapterView
+from lit_fed.core.errors import ConfigError
+from lit_fed.core.seeding import isolated_rng
+from lit_fed.engine.storage import file_name, load_tree
+from lit_fed.modules import ClientModule
+
+__all__ = ["export_adapter", "export_merged"]
+
+PLAIN_FILE = "adapter.safetensors"  # what is trained without LoRA, under canonical names
+PREPROCESSING = (
+    "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model",
+    "vocab.txt", "vocab.json", "merges.txt",
+)  # fmt: skip
+
+
+def export_adapter(run: Path, to: Path, client: str | None = None) -> None:
+    """Copy an adapter out of a run folder; ``PeftModel.from_pretrained(base, to)`` takes it.
+
+    Args:
+        run: The run folder.
+        to: A new folder.
+        client: Whose adapter; `None` is the global one.
+
+    Raises:
+        ConfigError: If there is no such adapter, or `to` exists.
+    """
+    source = _adapter_of(run, client)
+    with _new_folder(to) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def export_merged(module: LightningModule, run: Path, to: Path, client: str | None = None) -> None:
+    """Save the Hugging Face model with the adapter merged into its weights; ``from_pretrained(to)`` takes it.
+
+    Args:
+        module: As the run's configuration builds it; it is merged in place.
+        run: The run folder.
+        to: A new folder.
+        client: Whose adapter; `None` is the global one.
+
+    Raises:
+        ConfigError: If there is no such adapter, the model is not one that can be merged and saved, or `to` exists.
+        StateMismatchError: If the adapter is not that of the module.
+    """
+    from peft import PeftModel
+
+    source = _adapter_of(run, client)
+    with isolated_rng(0, "export"):
+        module.configure_model()
+    if (source / CONFIG_FILE).is_file():
+        load_adapter(module, source)
+    elif (source / PLAIN_FILE).is_file():
+        AdapterView(module).write(load_tree(source / PLAIN_FILE))
+    else:
+        slots = sorted(path.name for path in source.iterdir())
+        raise ConfigError(f"Expected one adapter to merge, but got the slots {slots}. Export without `--merge`.")
+    wrapped = next((child for child in module.modules() if isinstance(child, PeftModel)), None)
+    merged: Any = wrapped.merge_and_unload() if wrapped is not None else getattr(module, "model", None)
+    if not hasattr(merged, "save_pretrained"):
+        raise ConfigError(
+            f"Expected a Hugging Face model to merge, but got {type(merged).__name__}, which cannot be saved as one. "
+            "Export without `--merge`."
+        )
+    with _new_folder(to) as folder:
+        merged.save_pretrained(folder)
+        for name in PREPROCESSING if isinstance(module, ClientModule) else ():
+            if (found := module.source.find_file(name)) is not None:
+                shutil.copy(found, folder / name)
+
+
+def _adapter_of(run: Path, client: str | None) -> Path:
+    root = run / "adapters"
+    if not (root / "global").is_dir():
+        raise ConfigError(f"Expected `run` to be the folder of a finished run, but {root / 'global'} does not exist.")
+    if client is None:
+        return root / "global"
+    found = root / "clients" / file_name(client)
+    if not found.is_dir():
+        raise ConfigError(
+            f"Expected `client` to have an adapter of its own, but {client!r} has none in {root / 'clients'}. "
+            "Without `--client`, the global one is exported."
+        )
+    return found
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder under a temporary name that gets its own when it is complete.
+
+    Raises:
+        ConfigError: If it exists.
+    """
+    if path.exists():
+        raise ConfigError(f"Expected `to` to be a new folder, but {path} exists.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+        folder = Path(temporary, "folder")
+        folder.mkdir()
+        yield folder
+        folder.rename(path)

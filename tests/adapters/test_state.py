@@ -1,0 +1,377 @@
+"""An adapter is read and written by slot and canonical name, and nothing else in the module changes."""
+
+import copy
+
+import pytest
+import torch
+from lightning import LightningModule
+from torch import nn
+
+from lit_fed.adapters import AdapterView, add_lora, add_lora_, add_slot
+from lit_fed.core.errors import ConfigError, StateMismatchError
+from lit_fed.core.names import block_of, factor_of, is_head
+
+
+def tuned(arch, slots=()):
+    model = add_lora(arch.make(), arch.lora(), seed=0).eval()
+    for slot in slots:
+        add_slot(model, slot)
+    return model
+
+
+def randomised(view, slot="global", seed=7):
+    """Other values for a slot, so that it does something."""
+    random = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(t.shape, generator=random) for name, t in view.read(slot).items()}
+
+
+def bytes_of(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def changed(module, before):
+    return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def test_names_say_block_factor_and_head(arch):
+    names = AdapterView(tuned(arch)).names
+    factors = [name for name in names if factor_of(name)]
+    assert len(factors) == 2 * arch.num_blocks * arch.num_targets
+    assert {block_of(name) for name in factors} == set(range(arch.num_blocks))
+    heads = [name for name in names if not factor_of(name)]
+    assert all(is_head(name) for name in heads)
+    assert bool(heads) == (arch.task != "CAUSAL_LM")
+    assert list(names) == sorted(names)
+
+
+def test_names_do_not_depend_on_wrapper_slot_or_rank(arch):
+    from peft import get_peft_model, inject_adapter_in_model
+
+    names = AdapterView(tuned(arch)).names
+
+    for attribute in ("model", "net"):
+        outer = LightningModule()
+        setattr(outer, attribute, tuned(arch))
+        assert AdapterView(outer).names == names
+
+    outer = LightningModule()
+    outer.net = arch.make()
+    add_lora_(outer, arch.lora(r=3), seed=0)
+    assert AdapterView(outer).names == names
+
+    bare = arch.make()
+    heads = AdapterView(tuned(arch)).module.peft_config["global"].modules_to_save
+    inject_adapter_in_model(arch.lora(modules_to_save=heads), bare, adapter_name="global")
+    assert AdapterView(bare).names == names
+
+    theirs = AdapterView(get_peft_model(arch.make(), arch.lora()))  # PEFT's own name: "default"
+    assert theirs.names == names
+    assert theirs.slots == ("global",)
+
+    two = AdapterView(tuned(arch, ["local"]))
+    assert two.slots == ("global", "local")
+    assert tuple(two.read("local")) == two.names == names
+
+
+def test_names_outside_blocks(arch_named):
+    arch = arch_named("vit")
+    settings = arch.lora(target_modules=["q_proj", "projection"])
+    outer = LightningModule()
+    outer.anything = add_lora(arch.make(), settings, seed=0)
+    other = [name for name in AdapterView(outer).names if name.startswith("other.")]
+    expected = "other.vit.embeddings.patch_embeddings.projection"
+    assert other == [f"{expected}.lora_A", f"{expected}.lora_B"]
+
+
+def test_embedding_factors_are_factors(arch_named):
+    arch = arch_named("bert")
+    view = AdapterView(add_lora(arch.make(), arch.lora(target_modules=["word_embeddings"]), seed=0))
+    assert [n for n in view.names if not is_head(n)] == [
+        f"other.bert.embeddings.word_embeddings.{factor}" for factor in ("lora_A", "lora_B")
+    ]
+    assert view.read()["other.bert.embeddings.word_embeddings.lora_A"].shape == (2, 31)
+
+
+def test_saved_embeddings_are_no_head(arch_named):
+    arch = arch_named("llama")
+    view = AdapterView(add_lora(arch.make(), arch.lora(modules_to_save=["embed_tokens", "lm_head"]), seed=0))
+    assert [n for n in view.names if not factor_of(n)] == ["head.weight", "other.model.embed_tokens.weight"]
+
+
+def test_saved_module_in_a_block_belongs_to_the_block(arch_named):
+    arch = arch_named("vit")
+    view = AdapterView(add_lora(arch.make(), arch.lora(modules_to_save=["layernorm_before"]), seed=0))
+    assert "blocks.2.layernorm_before.weight" in view.names
+    assert not any(is_head(name) for name in view.names)
+
+
+def test_round_trip(arch):
+    model = tuned(arch)
+    view = AdapterView(model)
+    base = arch.logits(model)
+    state = randomised(view)
+    view.write(state)
+    back = view.read()
+    assert list(back) == list(view.names)
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    assert all(t.dtype == torch.float32 and t.device.type == "cpu" for t in back.values())
+    assert not torch.equal(arch.logits(model), base)
+
+
+def test_read_shares_no_memory(arch_named):
+    view = AdapterView(tuned(arch_named("bert")))
+    live = {tensor.data_ptr() for tensor in view.tensors().values()}
+    assert not live & {tensor.data_ptr() for tensor in view.read().values()}
+
+
+def test_a_slot_starts_as_the_global_one(arch):
+    model = tuned(arch)
+    view = AdapterView(model)
+    view.write(randomised(view))
+    before, trainable = bytes_of(model), {n for n, p in model.named_parameters() if p.requires_grad}
+    view.add_slot("local")
+    local, shared = view.read("local"), view.read()
+    assert all(torch.equal(local[name], shared[name]) for name in view.names)
+    assert not changed(model, before | {n: t for n, t in model.state_dict().items() if n not in before})
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == trainable
+    assert view.active == "global"
+    logits = arch.logits(model)
+    view.use("local")
+    assert torch.equal(arch.logits(model), logits)
+
+
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_a_slot_draws_no_random_numbers(arch_named):
+    tuned(arch_named("vit"), ["local"])
+
+
+def test_writing_a_slot_leaves_the_rest(arch):
+    model = tuned(arch, ["local"])
+    view = AdapterView(model)
+    before = bytes_of(model)
+    view.write(randomised(view, "local"), "local")
+    touched = changed(model, before)
+    assert len(touched) == len(view.names)
+    assert all(".local." in name for name in touched)
+
+
+def test_partial_write(arch_named):
+    model = tuned(arch_named("bert"))
+    view = AdapterView(model)
+    before = view.read()
+    some = {name: value for name, value in randomised(view).items() if block_of(name) == 1}
+    view.write(some)
+    after = view.read()
+    assert {name for name in view.names if not torch.equal(after[name], before[name])} == set(some)
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [({"head.nothing": torch.zeros(1)}, "head.nothing"), ({"head.bias": torch.zeros(6)}, r"\(6,\) in place of \(5,\)")],
+)
+def test_a_misfit_writes_nothing(arch_named, extra, says):
+    view = AdapterView(tuned(arch_named("bert")))
+    before = view.read()
+    with pytest.raises(StateMismatchError, match=says):
+        view.write(randomised(view) | extra)
+    assert all(torch.equal(t, before[name]) for name, t in view.read().items())
+
+
+def test_b_zero_leaves_the_base_exactly(arch):
+    model = arch.make()
+    base = arch.logits(model)
+    view = AdapterView(add_lora(model, arch.lora(), seed=0).eval())
+    assert torch.equal(arch.logits(view.module), base)
+    values = randomised(view)
+    view.write({n: torch.zeros_like(t) if factor_of(n) == "B" else t for n, t in values.items() if factor_of(n)})
+    assert torch.equal(arch.logits(view.module), base)
+
+
+def test_use_chooses_what_runs_and_nothing_else(arch):
+    model = arch.make()
+    base = arch.logits(model)
+    view = AdapterView(add_lora(model, arch.lora(), seed=0).eval())
+    view.add_slot("local")
+    view.write(randomised(view, "global", 1), "global")
+    view.write(randomised(view, "local", 2), "local")
+    view.train_only("local", is_head)
+    flags = [p.requires_grad for p in view.module.parameters()]
+    first = arch.logits(view.module)
+    view.use("local")
+    second = arch.logits(view.module)
+    view.use(None)
+    assert view.active is None
+    assert torch.equal(arch.logits(view.module), base)
+    view.use("local")
+    assert torch.equal(arch.logits(view.module), second)
+    view.use("global")
+    assert torch.equal(arch.logits(view.module), first)
+    assert not torch.equal(first, second)
+    assert [p.requires_grad for p in view.module.parameters()] == flags
+
+
+def test_use_is_what_peft_does(arch_named):
+    """PEFT's own switch and ours give the same, and PEFT can tell which slot runs."""
+    from peft import get_model_status
+
+    arch = arch_named("vit")
+    view = AdapterView(tuned(arch, ["local"]))
+    view.write(randomised(view, "local"), "local")
+    view.use("local")
+    ours = arch.logits(view.module)
+    assert get_model_status(view.module).active_adapters == ["local"]
+    view.use("global")
+    view.module.set_adapter("local")
+    assert torch.equal(arch.logits(view.module), ours)
+    assert AdapterView(view.module).active == "local"
+    view.use(None)
+    assert get_model_status(view.module).enabled is False
+    assert AdapterView(view.module).active is None
+
+
+def test_train_only_is_exact(arch):
+    model = tuned(arch, ["local"])
+    view = AdapterView(model)
+    for slot in view.slots:
+        for where in (None, lambda name: factor_of(name) == "B", is_head):
+            view.train_only(slot, where)
+            wanted = [name for name in view.names if where is None or where(name)]
+            assert list(view.trained(slot)) == wanted
+            ids = {id(view.parameters(slot)[name]) for name in wanted}
+            assert {id(p) for p in model.parameters() if p.requires_grad} == ids
+
+
+def test_gradients_reach_the_slot_in_use(arch_named):
+    arch = arch_named("distilbert")
+    view = AdapterView(tuned(arch, ["local"]))
+    view.train_only("local")
+    view.use("local")
+    view.module(**arch.inputs()).logits.sum().backward()
+    assert all(p.grad is None for p in view.parameters("global").values())
+    assert all(p.grad is not None for p in view.trained("local").values())
+
+
+def test_selected_blocks_do_not_hide_tensors(arch_named):
+    view = AdapterView(tuned(arch_named("bert")))
+    state = randomised(view)
+    view.blocks.select([1])
+    view.write(state)
+    view.add_slot("local")
+    view.train_only("local")
+    assert view.blocks.selected == (1,)
+    assert all(torch.equal(t, state[name]) for name, t in view.read("local").items())
+    view.blocks.select(None)
+    ids = {id(p) for p in view.parameters("local").values()}
+    assert {id(p) for p in view.module.parameters() if p.requires_grad} == ids
+
+
+def test_plain_module(net):
+    view = AdapterView(net)
+    assert view.slots == ("global",)
+    assert view.names == (
+        *(f"blocks.{i}.0.{kind}" for i in range(3) for kind in ("bias", "weight")),
+        "head.bias",
+        "head.weight",
+        "other.stem.0.bias",
+        "other.stem.0.weight",
+        "other.stem.1.bias",
+        "other.stem.1.running_mean",
+        "other.stem.1.running_var",
+        "other.stem.1.weight",
+    )
+    assert set(view.names) - set(view.parameters()) == {"other.stem.1.running_mean", "other.stem.1.running_var"}
+    state = randomised(view)
+    view.write(state)
+    assert torch.equal(net.stem[1].running_mean, state["other.stem.1.running_mean"])
+    assert all(torch.equal(t, state[name]) for name, t in view.read().items())
+
+
+def test_what_was_frozen_at_first_is_not_exchanged(net):
+    net.stem.requires_grad_(False)
+    view = AdapterView(net)
+    net.stem.requires_grad_(True)
+    assert not any(name.startswith("other") for name in view.names)
+    view.train_only()
+    assert not any(p.requires_grad for p in net.stem.parameters())
+
+
+@pytest.mark.parametrize("slot", ["local", None])
+def test_plain_module_has_no_other_slot(net, slot):
+    view = AdapterView(net)
+    with pytest.raises(ConfigError, match="add_lora_"):
+        view.use(slot)
+    with pytest.raises(ConfigError, match="add_lora"):
+        view.add_slot("local")
+
+
+def test_a_head_beside_peft(arch_named):
+    """What PEFT does not hold is exchanged too, but has one version only."""
+    arch = arch_named("clip")
+    outer = nn.Module()
+    outer.backbone = add_lora(arch.make(), arch.lora(modules_to_save=None), seed=0)
+    outer.head = outer.head_module = nn.Linear(6, 2)
+    view = AdapterView(outer)
+    assert view.plain_names == ("head.bias", "head.weight")
+    view.write({"head.bias": torch.tensor([1.0, 2.0])})
+    assert outer.head.bias.tolist() == [1.0, 2.0]
+    view.train_only(where=is_head)
+    assert [p is outer.head.weight or p is outer.head.bias for p in outer.parameters() if p.requires_grad] == [True] * 2
+    with pytest.raises(ConfigError, match=r"head\.bias, head\.weight outside.*modules_to_save"):
+        view.add_slot("local")
+
+
+def test_names_inside_and_beside_a_backbone_stay_apart(arch_named):
+    """`fc.weight` of the backbone and `fc.weight` beside it would both be `other.fc.weight`."""
+    model = arch_named("bert").make().requires_grad_(False)
+    model.fc = nn.Linear(2, 2, bias=False)
+    outer = nn.ModuleDict({"bert": model, "fc": nn.Linear(2, 2, bias=False)})
+    assert AdapterView(outer).names == ("other.bert.fc.weight", "other.fc.weight")
+
+
+def test_nothing_to_train_is_refused(net):
+    with pytest.raises(ConfigError, match="none with `requires_grad`"):
+        AdapterView(net.requires_grad_(False))
+
+
+def test_merged_adapters_are_refused(arch_named):
+    model = tuned(arch_named("bert"))
+    model.merge_adapter()
+    with pytest.raises(ConfigError, match="unmerge_adapter"):
+        AdapterView(model)
+
+
+def test_several_foreign_adapters_are_refused(arch_named):
+    from peft import get_peft_model
+
+    arch = arch_named("llama")
+    model = get_peft_model(arch.make(), arch.lora(), adapter_name="one")
+    model.add_adapter("two", arch.lora())
+    with pytest.raises(ConfigError, match=r"named 'global'.*\['one', 'two'\]"):
+        AdapterView(model)
+
+
+def test_head_module_must_be_a_module(net):
+    net.head_module = lambda: "fc"
+    with pytest.raises(ConfigError, match=r"head_module.*got str"):
+        AdapterView(net)
+
+
+def test_state_of_a_model_in_bfloat16(arch_named):
+    arch = arch_named("vit")
+    model = add_lora(arch.make().bfloat16(), arch.lora(), seed=0)
+    view = AdapterView(model)
+    assert {p.dtype for n, p in view.parameters().items() if factor_of(n)} == {torch.float32}
+    state = view.read()
+    assert {t.dtype for t in state.values()} == {torch.float32}
+    before = bytes_of(model)
+    view.write(state)
+    assert not changed(model, before)
+
+
+def test_copies_do_not_share(arch_named):
+    """A view belongs to its module; a copy of the module needs its own."""
+    model = tuned(arch_named("bert"))
+    twin = copy.deepcopy(model)
+    view = AdapterView(model)
+    view.write(randomised(view))
+    assert not torch.equal(AdapterView(twin).read()["head.weight"], view.read()["head.weight"])

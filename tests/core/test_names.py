@@ -1,0 +1,23 @@
+import pytest
+
+from lit_fed.core.names import block_of, factor_of, is_head
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "head", "factor"),
+    [
+        ("blocks.3.attention.q_proj.lora_A", 3, False, "A"),
+        ("blocks.11.mlp.fc2.lora_B", 11, False, "B"),
+        ("head.weight", None, True, None),
+        ("head.0.lora_B", None, True, "B"),
+        ("other.embeddings.projection.lora_A", None, False, "A"),
+        ("other.blocks.3.weight", None, False, None),  # a user's name that only looks like ours
+        ("other.head.bias", None, False, None),
+        ("headroom.weight", None, False, None),
+        ("blocks.0.lora_A.weight", 0, False, None),
+    ],
+)
+def test_what_a_name_says(name: str, block: int | None, head: bool, factor: str | None) -> None:
+    assert block_of(name) == block
+    assert is_head(name) is head
+    assert factor_of(name) == factor

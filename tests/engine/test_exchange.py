@@ -1,0 +1,43 @@
+"""What processes tell one another survives the trip."""
+
+import torch
+
+from lit_fed.core.errors import ClientFailure
+from lit_fed.core.types import Update
+from lit_fed.engine.exchange import Exchange, Report, pack, unpack
+
+
+class OneProcess:
+    world_size = 1
+
+
+def test_reports_survive_packing():
+    adapter = {"head.weight": torch.randn(3, 2, generator=torch.Generator().manual_seed(0)), "other.x": torch.ones(1)}
+    reports = [
+        Report(Update("b", adapter, 7, {"loss": 0.5}), {"seconds": 1.5, "client": "b"}),
+        Report(Update("a", {}, 0), {"client": "a"}),  # a client may send nothing
+        Report(None, {"client": "c"}, ClientFailure("c", 3, "local", "lost power")),
+    ]
+    first, second, third = unpack(pack(reports))
+    assert first.update is not None
+    assert second.update is not None
+    assert first.row == {"seconds": 1.5, "client": "b"}
+    assert (first.update.client, first.update.num_examples, first.update.metrics) == ("b", 7, {"loss": 0.5})
+    assert first.update.adapter.keys() == adapter.keys()
+    assert all(torch.equal(first.update.adapter[name], tensor) for name, tensor in adapter.items())
+    assert second.update == Update("a", {}, 0)
+    assert third.update is None
+    assert str(third.failure) == "Client 'c' failed in round 3 (local): lost power"
+
+
+def test_no_reports_are_no_reports():
+    assert unpack(pack([])) == []
+
+
+def test_one_process_copies_nothing_and_sorts():
+    tensor = torch.ones(1)
+    exchange = Exchange(OneProcess())
+    gathered = exchange.gather([Report(Update("b", {"x": tensor}, 1)), Report(Update("a", {}, 1))])
+    assert [report.update.client for report in gathered] == ["a", "b"]
+    assert gathered[1].update.adapter["x"] is tensor
+    assert exchange.gather_json({"a": 1}) == [{"a": 1}]
