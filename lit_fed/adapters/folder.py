@@ -10,7 +10,6 @@
 import copy
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -180,7 +179,7 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _move_into(source: Path, directory: Path) -> None:
     if not directory.exists():
-        shutil.copymode(source.parent, source)
+        source.chmod(directory.parent.stat().st_mode & 0o777)  # a temporary folder is its maker's alone
         source.rename(directory)
         source.mkdir()  # for the one who cleans up
         return

@@ -1,7 +1,8 @@
 """LoRA for a model or a user's own module, through PEFT, with one named adapter for each slot."""
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -162,9 +163,10 @@ def _rng(seed: int | None) -> AbstractContextManager[Any]:
     return nullcontext() if seed is None else isolated_rng(seed, "lora")
 
 
-class _as_config_error(AbstractContextManager[None]):  # noqa: N801  used like a function
+@contextmanager
+def _as_config_error() -> Iterator[None]:
     """Turn what PEFT refuses by itself into a configuration error."""
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (ValueError, TypeError)):
-            raise ConfigError(f"Expected `lora` to be settings that PEFT can apply, but got: {error}") from error
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"Expected `lora` to be settings that PEFT can apply, but got: {error}") from error

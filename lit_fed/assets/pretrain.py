@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--mnist", type=Path, required=True, help="npz with images, labels")
     parser.add_argument("--to", type=Path, required=True, help="folder for config.json and model.safetensors")
     parser.add_argument("--held-out-digits", type=int, default=1500)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,6 +1,7 @@
 """What each command does, by its name."""
 
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,27 +20,28 @@ if TYPE_CHECKING:
 def fit(options: Namespace, rest: list[str]) -> None:
     """Run or resume a federation."""
     settings = _settings(options, rest)
-    module, data, federation = settings.build_all()
-    result = federation.fit(module, data, ckpt_path=options.ckpt_path, config=settings.resolved())
+    result = settings.federation().fit(settings.module(), settings.data(), options.ckpt_path, settings.resolved())
     _say(f"run: {result.path}", f"state_digest: {result.summary['state_digest']}")
 
 
 def validate(options: Namespace, rest: list[str]) -> None:
     """Score a stored run on validation data."""
-    module, data, federation = _settings(options, rest).build_all()
-    _print(tables.scores(federation.validate(module, data, options.run)))
+    settings = _settings(options, rest)
+    metrics = settings.federation().validate(settings.module(), settings.data(), options.run)
+    _print(tables.scores(metrics))
 
 
 def test(options: Namespace, rest: list[str]) -> None:
     """Score a stored run on test data."""
-    module, data, federation = _settings(options, rest).build_all()
-    _print(tables.scores(federation.test(module, data, options.run)))
+    settings = _settings(options, rest)
+    metrics = settings.federation().test(settings.module(), settings.data(), options.run)
+    _print(tables.scores(metrics))
 
 
 def predict(options: Namespace, rest: list[str]) -> None:
     """Write what a stored run predicts."""
-    module, data, federation = _settings(options, rest).build_all()
-    batches = federation.predict(module, data, options.run, client=options.client)
+    settings = _settings(options, rest)
+    batches = settings.federation().predict(settings.module(), settings.data(), options.run, options.client)
     if first_process():
         path = Path(options.to or Path(options.run) / "predictions.jsonl")
         lines = [json.dumps(row) for batch in batches for row in _rows(batch)]
@@ -49,7 +51,7 @@ def predict(options: Namespace, rest: list[str]) -> None:
 
 def partition(options: Namespace, rest: list[str]) -> None:
     """Show who holds what."""
-    data = _settings(options, rest).build("data")
+    data = _settings(options, rest).data()
     _print(tables.holdings(data.table()))
     if options.picture:
         data.plot(options.picture)
@@ -66,7 +68,7 @@ def export(options: Namespace, rest: list[str]) -> None:
     if not options.merge:
         export_adapter(run, to, options.client)
     else:
-        module = _run_settings(str(run), []).build("model")
+        module = _run_settings(str(run), []).module()
         export_merged(module, run, to, options.client)
     _say(f"exported: {to}")
 
@@ -98,7 +100,7 @@ def _print(table: "Table") -> None:
     from rich.console import Console
 
     if first_process():
-        Console().print(table)
+        Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def _say(*lines: str) -> None:

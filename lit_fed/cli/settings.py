@@ -1,6 +1,7 @@
 """Settings of a federation: signature = flag = YAML key, as with LightningCLI, by jsonargparse."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -56,37 +57,43 @@ class Settings:
         return resolved
 
     def module(self) -> "LightningModule":
-        """The module."""
-        module: LightningModule = self._build("model")
-        return module
+        """The module of ``model``."""
+        with self._building("model"):
+            module: LightningModule = self._instantiate("model")
+            return module
 
     def data(self) -> "FederatedDataModule":
-        """The federated data."""
-        data: FederatedDataModule = self._build("data")
-        return data
+        """The federated data of ``data``."""
+        from lit_fed.data import FederatedDataModule
+
+        with self._building("data"):
+            return FederatedDataModule(**vars(self._instantiate("data")))
 
     def federation(self) -> "Federation":
-        """The federation with its algorithm."""
-        federation: Federation = self._build("federation", self._build("algorithm"))
-        return federation
+        """The federation of ``federation``, ``algorithm`` and ``seed_everything``."""
+        from lit_fed.engine.federation import Federation
 
-    def _build(self, group: str, *args: Any) -> Any:
-        """The object of one group, and no other.
+        with self._building("algorithm"):
+            algorithm = self._instantiate("algorithm")
+        with self._building("federation"):
+            arguments = vars(self._instantiate("federation"))
+            return Federation(algorithm, seed=self._values.seed_everything, **arguments)
 
-        What a constructor draws from global random generators depends on the seed and on the group alone.
-        """
+    def _instantiate(self, group: str) -> Any:
+        """The object of one group, and no other; its arguments where we call the constructor."""
         values = self._values.clone()
         for other in set(GROUPS) - {group}:
             values.pop(other)
-        seed = self._values.seed_everything
+        return self._parser.instantiate(values)[group]
+
+    @contextmanager
+    def _building(self, group: str) -> Iterator[None]:
+        """What constructors draw depends on seed and group alone; what they refuse is a setting."""
         try:
-            with isolated_rng(seed, "construct", group):
-                built = self._parser.instantiate(values)[group]
-                if group == "data":
-                    return self._data_class(**vars(built))
-                return self._federation_class(*args, seed=seed, **vars(built)) if group == "federation" else built
-        except ValueError as error:  # what a constructor refuses is a setting
-            raise ConfigError(f"`{group}` cannot be built: {error}") from error
+            with isolated_rng(self._values.seed_everything, "construct", group):
+                yield
+        except ValueError as error:
+            raise ConfigError(f"Expected `{group}` to be settings that can be built, but got: {error}") from error
 
 
 def build_parser() -> ArgumentParser:
@@ -109,7 +116,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file; may be given several times, later ones win.")
     parser.add_argument("--seed_everything", type=int, default=0, help="All randomness of a run is a function of it.")
     parser.add_subclass_arguments(LightningModule, "model", required=True, fail_untyped=False)
-    parser.add_class_arguments(FederatedDataModule, "data", fail_untyped=False)
+    parser.add_class_arguments(FederatedDataModule, "data", instantiate=False)
     parser.add_subclass_arguments(Algorithm, "algorithm", required=True)
     parser.add_class_arguments(Federation, "federation", skip=FROM_ELSEWHERE, instantiate=False)
     return parser

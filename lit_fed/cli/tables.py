@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 MOST_CLIENTS, MOST_LABELS = 40, 12
@@ -16,7 +17,9 @@ def holdings(rows: Sequence[Mapping[str, Any]]) -> Table:
     """
     labels = sorted({name for row in rows for name in row["labels"] or {}}, key=_natural)
     few = len(labels) <= MOST_LABELS
-    table = Table(title=f"{len(rows)} clients", caption="training examples by label" if few and labels else None)
+    table = Table(title=f"{len(rows)} clients", box=SIMPLE)
+    if few and labels:
+        table.caption = "training examples by label"
     for name in ("client", "domain", *PARTS, *(labels if few else ["labels"])):
         table.add_column(name, justify="left" if name in ("client", "domain") else "right")
     for row in rows[:MOST_CLIENTS]:
@@ -32,7 +35,7 @@ def holdings(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def scores(metrics: Mapping[str, float]) -> Table:
     """Metrics by name."""
-    table = Table("metric", "value")
+    table = Table("metric", "value", box=SIMPLE)
     table.columns[1].justify = "right"
     for name, value in metrics.items():
         table.add_row(name, f"{value:.4f}")

@@ -175,7 +175,8 @@ def _too_small(divided: Partition, train_rows: Mapping[str, np.ndarray], train: 
     if limits.small_clients == "refuse" or len(small) == len(train_rows):
         raise ConfigError(
             f"Expected every client to hold {needed}, but got {listed}. Have `data.partitioner` make fewer or larger"
-            " parts (a larger `alpha` or `min_partition_size`), or leave such clients out with `data.small_clients: drop`."
+            " parts (a larger `alpha` or `min_partition_size`), or leave such clients out with `data.small_clients:"
+            " drop`."
         )
     rank_zero_info(f"Left out {len(small)} of {len(train_rows)} clients that hold less than {needed}: {listed}.")
     return {client: len(divided.rows[client]) for client in small}

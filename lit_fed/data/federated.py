@@ -305,8 +305,8 @@ class FederatedDataModule(LightningDataModule):
         size = wanted or part.batch_size
         if size is None:
             raise ConfigError(
-                "Expected `data.batch_size` to be given, but got None. The source's loader has a batch sampler of its own:"
-                " say how many examples a client's batch is to have."
+                "Expected `data.batch_size` to be given, but got None. The source's loader has a batch sampler of its"
+                " own: say how many examples a client's batch is to have."
             )
         return size
 

@@ -25,8 +25,7 @@ _CALLED = {"train": ("train",), "validation": ("validation", "val", "valid", "de
 class HubData(LightningDataModule):
     """A data set as `datasets` reads it.
 
-    It may be from the Hub, or local parquet, csv, jsonl, json.gz, pictures in folders,
-    ``save_to_disk``.
+    It may be from the Hub or local: parquet, csv, jsonl (also compressed), pictures in folders, what ``save_to_disk`` wrote.
 
     Its rows have the columns lit_fed's modules know: ``text``, ``image``, or ``prompt`` and ``response``, as given by
     name; ``labels`` (codes, for names in sorted order) and ``domain`` (codes); ``num_characters`` of the texts; and
@@ -194,7 +193,7 @@ class HubData(LightningDataModule):
         order = generator(
             self.seed, "hub", split
         )  # never used, but a loader without one draws from the global generator
-        return DataLoader(rows, self.batch_size, collate_fn=TrimPadding(), generator=order)  # type: ignore[arg-type]
+        return DataLoader(rows, self.batch_size, collate_fn=TrimPadding(), generator=order)
 
     def _choose(self, loaded: dict[str, "Dataset"]) -> dict[str, "Dataset"]:
         """The rows of each of our splits that the data set has."""
@@ -211,8 +210,8 @@ class HubData(LightningDataModule):
                 parts[split] = datasets.concatenate_datasets(found) if len(found) > 1 else found[0]
         if "train" not in parts:
             raise ConfigError(
-                f"Expected a split called {' or '.join(map(repr, self._called['train']))} to train on, but got {sorted(loaded)}."
-                " Say which one it is with `splits`."
+                f"Expected a split called {' or '.join(map(repr, self._called['train']))} to train on, but got"
+                f" {sorted(loaded)}. Say which one it is with `splits`."
             )
         return parts
 

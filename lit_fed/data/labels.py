@@ -54,7 +54,8 @@ def code_columns(
     for split, values in raw.items():
         if wrong := sum(value is None or not isinstance(value, str | int | float) for value in values):
             raise ConfigError(
-                f"Expected column {column!r} to hold a text or a number in each row, but {wrong} rows of {split} do not."
+                f"Expected column {column!r} to hold a text or a number in each row, but {wrong} rows of {split} do"
+                " not."
             )
     known = getattr(feature, "names", None)
     everything = [value for values in raw.values() for value in values]
@@ -106,7 +107,7 @@ def read_domain_map(given: str | Mapping[str, str | Sequence[str]], labels: Sequ
     if isinstance(given, str):
         if not Path(given).expanduser().is_file():
             raise ConfigError(f"Expected `domain_map` to be a mapping or a JSON file that exists, but got {given!r}.")
-        given = json.loads(Path(given).expanduser().read_text(encoding="utf-8"))
+        return read_domain_map(json.loads(Path(given).expanduser().read_text(encoding="utf-8")), labels)
     pairs = [(value, key) for key, values in given.items() if not isinstance(values, str) for value in values]
     pairs += [(key, value) for key, value in given.items() if isinstance(value, str)]
     domain_of = dict(pairs)
@@ -115,7 +116,7 @@ def read_domain_map(given: str | Mapping[str, str | Sequence[str]], labels: Sequ
         raise ConfigError(f"Expected `domain_map` to give each label one domain, but got several for {twice[:10]}.")
     if missing := [label for label in labels if label not in domain_of]:
         raise ConfigError(
-            f"Expected `domain_map` to give every label a domain, but it has none for {missing[:10]} ({len(missing)} in all). Add"
-            " them, or leave them out with `drop_labels`."
+            f"Expected `domain_map` to give every label a domain, but it has none for {missing[:10]} ({len(missing)}"
+            " in all). Add them, or leave them out with `drop_labels`."
         )
     return domain_of

@@ -61,12 +61,13 @@ def partition(partitioner: "Partitioner", columns: Columns, num_examples: int, s
     own_seed = getattr(partitioner, "_seed", seed)
     if own_seed is None:
         raise ConfigError(
-            "Expected `data.partitioner.seed` to be an int, but got None. Give it a number: without one the clients hold"
-            " other data in every run, and in every process."
+            "Expected `data.partitioner.seed` to be an int, but got None. Give it a number: without one the clients"
+            " hold other data in every run, and in every process."
         )
     if partitioner.is_dataset_assigned():
         raise ConfigError(
-            "Expected `data.partitioner` to be fresh, but got one that has partitioned a data set already. Make a new one."
+            "Expected `data.partitioner` to be fresh, but got one that has partitioned a data set already. Make a new"
+            " one."
         )
     by = getattr(partitioner, "_partition_by", None)
     if by is not None:
@@ -137,6 +138,6 @@ def _check_disjoint(rows: dict[str, np.ndarray], num_examples: int) -> None:
     if (times > 1).any():
         sharing = [client for client, own in rows.items() if (times[own] > 1).any()]
         raise ConfigError(
-            f"Expected `data.partitioner` to give an example to one client only, but {int((times > 1).sum())} examples are"
-            f" given to several (among {sharing[:5]}). Change the partitioner."
+            f"Expected `data.partitioner` to give an example to one client only, but {int((times > 1).sum())}"
+            f" examples are given to several (among {sharing[:5]}). Change the partitioner."
         )

@@ -59,7 +59,8 @@ def draw(allocation: Allocation) -> "Figure":
     ids = [client.id for client in allocation.clients]
     counted = label_counts(allocation)
     height = float(np.clip(1.2 + 0.22 * len(ids), 2.4, 16))
-    figure = Figure(figsize=(9, height), layout="constrained")
+    below = 1.6 if counted is not None and len(counted[1]) > _BARS_UP_TO else 0  # inches, for names that stand upright
+    figure = Figure(figsize=(9, height + below), layout="constrained")
     axes = figure.add_subplot()
     if counted is None:
         axes.barh(range(len(ids)), [client.num_examples for client in allocation.clients], color="tab:blue")
@@ -88,6 +89,9 @@ def _bars(axes: Any, counts: np.ndarray, names: list[str]) -> None:
 def _heat(figure: Any, axes: Any, counts: np.ndarray, names: list[str]) -> None:
     from matplotlib.colors import PowerNorm
 
+    # Labels in the order of the clients that hold most of them, so that a skew shows as a diagonal.
+    order = np.lexsort((np.arange(len(names)), counts.argmax(axis=0)))
+    counts, names = counts[:, order], [names[label] for label in order]
     shown = np.ma.masked_equal(counts, 0)
     image = axes.imshow(
         shown, aspect="auto", interpolation="nearest", cmap="viridis_r", norm=PowerNorm(0.5, 0, max(1, counts.max()))
@@ -95,15 +99,15 @@ def _heat(figure: Any, axes: Any, counts: np.ndarray, names: list[str]) -> None:
     step = -(-len(names) // 60)
     short = [name if len(name) <= 24 else name[:23] + "…" for name in names[::step]]
     axes.set_xticks(range(0, len(names), step), short, rotation=90, fontsize=6)
-    axes.set_xlabel("label" if step == 1 else f"label (every {step}th is named)")
-    figure.colorbar(image, ax=axes, label="training examples (white: none)", pad=0.01)
+    axes.set_xlabel("label" if step == 1 else f"label (one in {step} is named)")
+    figure.colorbar(image, ax=axes, label="training examples", pad=0.01)
 
 
 def _name_clients(axes: Any, ids: list[str], height: float) -> None:
     step = max(1, round(len(ids) / (height * 6)))  # at most six names an inch
     short = [name if len(name) <= 24 else name[:23] + "…" for name in ids[::step]]
     axes.set_yticks(range(0, len(ids), step), short, fontsize=8)
-    axes.set_ylabel("client" if step == 1 else f"client (every {step}th is named)")
+    axes.set_ylabel("client" if step == 1 else f"client (one in {step} is named)")
     axes.set_ylim(len(ids) - 0.5, -0.5)
 
 

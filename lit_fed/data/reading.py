@@ -99,8 +99,8 @@ def _reader(files: Sequence[str]) -> tuple[str, dict[str, Any]]:
     readers = {_READERS.get(ending) for ending in endings}
     if len(readers) > 1 or None in readers:
         raise ConfigError(
-            f"Expected `data_files` to be of one kind among {sorted(_READERS)} (also compressed), but got {sorted(endings)}."
-            " Name the reader of `datasets` as `path` if it is another."
+            f"Expected `data_files` to be of one kind among {sorted(_READERS)} (also compressed), but got"
+            f" {sorted(endings)}. Name the reader of `datasets` as `path` if it is another."
         )
     return str(readers.pop()), {"sep": "\t"} if endings == {".tsv"} else {}
 

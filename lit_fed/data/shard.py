@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import Dataset, Sampler
 
-__all__ = ["Shard", "Share", "ShardCollate", "ShardRows", "ShardedBatchSampler"]
+__all__ = ["Shard", "ShardCollate", "ShardRows", "ShardedBatchSampler", "Share"]
 
 
 @dataclass(frozen=True)

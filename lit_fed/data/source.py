@@ -70,21 +70,22 @@ def read_part(source: LightningDataModule, name: str) -> Part | None:
     if isinstance(loader, Sequence) and not isinstance(loader, str):
         if len(loader) > 1:
             raise ConfigError(
-                f"Expected `{hook}` of `data.source` to return one DataLoader, but got {len(loader)}. Join their data sets"
-                " with torch.utils.data.ConcatDataset."
+                f"Expected `{hook}` of `data.source` to return one DataLoader, but got {len(loader)}. Join their data"
+                " sets with torch.utils.data.ConcatDataset."
             )
         loader = loader[0] if loader else None
     if loader is None:
         return None
     if not isinstance(loader, DataLoader):
         raise ConfigError(
-            f"Expected `{hook}` of `data.source` to return a torch DataLoader, but got a {type(loader).__name__}. Return the"
-            " loader of one data set."
+            f"Expected `{hook}` of `data.source` to return a torch DataLoader, but got a {type(loader).__name__}."
+            " Return the loader of one data set."
         )
     if length_of(loader.dataset) is None:
         raise ConfigError(
-            f"Expected the {words} of `data.source` to be a map-style data set, but got a {type(loader.dataset).__name__}."
-            " One that can only be iterated cannot be divided among clients: give it __len__ and __getitem__."
+            f"Expected the {words} of `data.source` to be a map-style data set, but got a"
+            f" {type(loader.dataset).__name__}. One that can only be iterated cannot be divided among clients: give"
+            " it __len__ and __getitem__."
         )
     return Part(
         dataset=loader.dataset,
@@ -118,5 +119,6 @@ def check_labels(part: Part, name: str, source: LightningDataModule, of: str) ->
         return []
     return [
         f"Expected the labels of the {_LOADERS[of][1]} to be from 0 to {num_classes - 1}, but got"
-        f" {sorted(set(bad.tolist()))[:5]} ({len(bad)} examples). Correct them, or the number of classes of `data.source`."
+        f" {sorted(set(bad.tolist()))[:5]} ({len(bad)} examples). Correct them, or the number of classes of"
+        " `data.source`."
     ]

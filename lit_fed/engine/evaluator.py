@@ -37,6 +37,7 @@ class Evaluator:
 
     def load(self, serving: Serving) -> None:
         """Put a serving's adapters into their slots; what is there already is not copied again."""
+        self.view.restore_buffers()  # frozen running statistics as the last client's training left them
         if self.view.blocks is not None:
             self.view.blocks.select(serving.blocks)
         for slot, adapter in serving.adapters.items():

@@ -154,17 +154,17 @@ class Federation:
             ClientFailure: If a client fails and `failure` is ``"raise"``, or too few are left.
             StateMismatchError: If the checkpoint is damaged or belongs to another configuration.
         """
-        self._check()
+        self._check(module, data)
         return self._launch(self._fit, module, data, ckpt_path, config)
 
     def validate(self, module: pl.LightningModule, data: FederatedDataModule, run: str | Path) -> dict[str, float]:
         """Score a stored run on the clients' validation data."""
-        self._check()
+        self._check(module, data)
         return self._launch(self._score, module, data, Path(run), "val")
 
     def test(self, module: pl.LightningModule, data: FederatedDataModule, run: str | Path) -> dict[str, float]:
         """Score a stored run on the domains' and the clients' test data."""
-        self._check()
+        self._check(module, data)
         return self._launch(self._score, module, data, Path(run), "test")
 
     def predict(
@@ -178,7 +178,7 @@ class Federation:
             run: The run folder.
             client: Whose serving to use; `None` is what a new client gets.
         """
-        self._check()
+        self._check(module, data)
         return self._launch(self._predict, module, data, Path(run), client)
 
     # -- in every process -------------------------------------------------------------------------------------------
@@ -289,9 +289,19 @@ class Federation:
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
-    def _check(self) -> None:
-        """What can be said of the settings before anything is loaded."""
+    def _check(self, module: Any, data: Any) -> None:
+        """What can be said before anything is loaded."""
         problems = [
+            f"Expected `{name}` to be a {wanted}, but got {type(got).__module__}.{type(got).__qualname__}. {way_out}"
+            for name, got, kind, wanted, way_out in (
+                ("module", module, pl.LightningModule, "`lightning.pytorch.LightningModule`", "Import `lightning.pytorch`,"
+                 " not `pytorch_lightning`: they are two libraries."),
+                ("data", data, FederatedDataModule, "`lit_fed.FederatedDataModule`", "Wrap a LightningDataModule in one,"
+                 " with a partitioner that says who holds what."),
+            )
+            if not isinstance(got, kind)
+        ]  # fmt: skip
+        problems += [
             f"Expected `federation.{name}` to be >= {least}, but got {value}."
             for name, least in (
                 ("rounds", 1), ("num_nodes", 1), ("accumulate_grad_batches", 1), ("min_updates", 1),

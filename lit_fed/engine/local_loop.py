@@ -174,10 +174,8 @@ class _Turn:
             if loop.call("on_train_batch_start", trainer, batch, batch_idx) == -1:
                 break
             ends_group = (batch_idx + 1) % group == 0 or batch_idx + 1 == num_batches
-            start = batch_idx - batch_idx % group
-            in_group = min(group, num_batches - start)
             self.count_batch(num_local)
-            outputs = self.batch(batch, batch_idx, in_group, batch_idx == start, ends_group)
+            outputs = self.batch(batch, batch_idx, batch_idx % group == 0, ends_group)
             loop.call("on_train_batch_end", trainer, outputs, batch, batch_idx)
             if trainer.should_stop or (steps is not None and self.num_steps >= steps):
                 break
@@ -191,8 +189,8 @@ class _Turn:
                 "batches. Lower `data.batch_size`, or let its loader keep the last, smaller batch."
             )
 
-    def batch(self, batch: Any, batch_idx: int, in_group: int, starts_group: bool, ends_group: bool) -> Any:
-        """One batch: forward and backward, and a step if it ends its accumulation group of `in_group` batches."""
+    def batch(self, batch: Any, batch_idx: int, starts_group: bool, ends_group: bool) -> Any:
+        """One batch: forward and backward, and a step if it ends its accumulation group."""
         loop, trainer = self.loop, self.trainer
         if not loop.module.automatic_optimization:
             with loop.fabric.autocast():
@@ -215,7 +213,8 @@ class _Turn:
             loss = self.count_loss(outputs)
             if loss is None:  # a module may skip a batch
                 return None
-            loss = loss if in_group == 1 else loss / in_group
+            group = loop.settings.accumulate_grad_batches
+            loss = loss if group == 1 else loss / group
             loop.call("on_before_backward", trainer, loss)
             trainer.backward(loss)
             loop.call("on_after_backward", trainer)

@@ -1,5 +1,6 @@
 """The end of a run: the module as an ordinary module again, adapters and summary in the run folder."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,9 +45,7 @@ def finish(federation: "Federation", run: Run, setup_s: float) -> Result:
     if run.fabric.is_global_zero:
         _save_adapters(run)
         run.folder.write_summary(summary)
-    run.learner.select_blocks(None)
-    for slot, adapter in serving.adapters.items():
-        run.prepared.view.write(adapter, slot)
+    run.scorer.evaluator.load(replace(serving, blocks=None))
     run.prepared.view.use(GLOBAL)
     run.prepared.view.train_only(GLOBAL, None)
     name = run.scorer.primary

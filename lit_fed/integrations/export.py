@@ -75,9 +75,10 @@ def export_merged(module: LightningModule, run: Path, to: Path, client: str | No
         )
     with _new_folder(to) as folder:
         merged.save_pretrained(folder)
-        for name in PREPROCESSING if isinstance(module, ClientModule) else ():
-            if (found := module.source.find_file(name)) is not None:
-                shutil.copy(found, folder / name)
+        if isinstance(module, ClientModule):
+            found = [module.source.find_file(name) for name in PREPROCESSING]
+            for path in filter(None, found):
+                shutil.copy(path, folder)
 
 
 def _adapter_of(run: Path, client: str | None) -> Path:

@@ -16,10 +16,11 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from lit_fed.adapters.lora import add_lora
 from lit_fed.core.errors import ConfigError
+from lit_fed.metrics.mean import Mean
 from lit_fed.modules.foundation import Loaded, Source
 from lit_fed.modules.heads import attention_linears, trained_in_full
 from lit_fed.modules.labels import IGNORED
@@ -96,9 +97,9 @@ class ClientModule(LightningModule):
         """What is wrong with the labels of a data set, before work starts."""
         return []
 
-    def make_metrics(self) -> dict[str, MeanMetric]:
+    def make_metrics(self) -> dict[str, Metric]:
         """The metrics of an evaluation by name; see `update_metrics`."""
-        return {"loss": MeanMetric(nan_strategy="disable"), "accuracy": MeanMetric(nan_strategy="disable")}
+        return {"loss": Mean(), "accuracy": Mean()}
 
     # What an objective may ask for
 

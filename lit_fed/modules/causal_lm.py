@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 from lit_fed.core.errors import ConfigError
-from lit_fed.metrics.perplexity import Perplexity
+from lit_fed.metrics.mean import Perplexity
 from lit_fed.modules.base import Batch, ClientModule
 from lit_fed.modules.foundation import Loaded, Source
 from lit_fed.modules.labels import IGNORED
@@ -60,7 +60,7 @@ class CausalLM(ClientModule):
             own.append("Expected `model.lora` to be given, but got None. A language model has no head to train alone.")
         return [*super().problems(), *own]
 
-    def make_metrics(self) -> dict[str, MeanMetric]:
+    def make_metrics(self) -> dict[str, Metric]:
         """Adds ``perplexity``."""
         return {**super().make_metrics(), "perplexity": Perplexity()}
 

@@ -113,8 +113,11 @@ class Source(NamedTuple):
             ConfigError: If the model is not there, or the auto class does not know it.
         """
         config = self.read_config(**overrides)
+        if config.architectures is None:  # the auto classes look through it where they have two classes, as for DeiT
+            config.architectures = []
         dtype = torch.get_default_dtype()  # what the precision plugin has set; not what the file happens to hold
-        with _quiet(), _in_our_words("model.model", self.name or config.model_type):
+        key, value = ("model.config", self.config) if self.name is None else ("model.model", self.name)
+        with _quiet(), _in_our_words(key, value):
             if self.name is None or torch.get_default_device().type == "meta":
                 return Loaded(auto.from_config(config, dtype=dtype), frozenset())
             # A head of another size is replaced. What else does not fit is refused by `trained_in_full`.
@@ -132,9 +135,19 @@ class Source(NamedTuple):
 @contextmanager
 def _in_our_words(key: str, value: object) -> Iterator[None]:
     """Turn the errors that Hugging Face raises for a setting into ours, with its first line as the reason."""
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (
+        OSError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        StrictDataclassError,
+    ) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"Expected `{key}` to be a model that can be built, but got {value!r}. {reason}") from error
 

@@ -62,6 +62,19 @@ def test_in_place_folder_fits_the_hugging_face_model(arch, tmp_path):
     assert torch.equal(arch.logits(loaded), arch.logits(outer.net))
 
 
+def test_in_place_folder_names_layers_as_the_hugging_face_model_does(bert, tmp_path):
+    """A pattern over paths of the module around it would match nothing in the model itself."""
+    from peft import PeftModel
+
+    outer = LightningModule()
+    outer.net = bert.make()
+    add_lora_(outer, bert.lora(target_modules=r"net\.bert\.encoder\.layer\.[02]\..*query"), seed=0)
+    view = filled(outer.eval())
+    save_adapter(view, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(bert.make(), tmp_path / "adapter").eval()
+    assert torch.equal(bert.logits(loaded), bert.logits(outer.net))
+
+
 def test_in_place_folder_of_a_module_with_its_own_head(net, tmp_path):
     import copy
 
