@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import ViTConfig, ViTModel
 
 SIZE = 32
@@ -42,8 +42,8 @@ def read_characters(path: Path, held_out_drawers: int = 3) -> Glyphs:
     archive = np.load(path)
     ink = np.unpackbits(archive["images_packed"], axis=1)[:, : 105 * 105].reshape(-1, 1, 105, 105)
     # Omniglot's strokes are thinner than a pixel at this size; thickened, they look like pen strokes of the digits.
-    thick = F.max_pool2d(torch.from_numpy(ink).float(), 5, stride=1, padding=2)
-    pixels = F.interpolate(thick, size=(SIZE, SIZE), mode="area")
+    thick = functional.max_pool2d(torch.from_numpy(ink).float(), 5, stride=1, padding=2)
+    pixels = functional.interpolate(thick, size=(SIZE, SIZE), mode="area")
     labels = torch.from_numpy(np.unique(archive["character"], return_inverse=True)[1]).long()
     drawers = torch.from_numpy(archive["drawer"].astype(np.int64))
     return Glyphs(pixels, labels, drawers > int(drawers.max()) - held_out_drawers)
@@ -53,7 +53,7 @@ def read_digits(path: Path, held_out: int) -> Glyphs:
     """Reads the MNIST test set, cut to the middle 22x22 pixels and enlarged; its last ``held_out`` are held out."""
     archive = np.load(path)
     ink = torch.from_numpy(archive["images"][:, None, 3:25, 3:25]).float() / 255
-    pixels = F.interpolate(ink, size=(SIZE, SIZE), mode="bilinear", antialias=True)
+    pixels = functional.interpolate(ink, size=(SIZE, SIZE), mode="bilinear", antialias=True)
     labels = torch.from_numpy(archive["labels"]).long()
     return Glyphs(pixels, labels, torch.arange(len(labels)) >= len(labels) - held_out)
 
@@ -80,9 +80,9 @@ def deform(pixels: Tensor, generator: torch.Generator) -> Tensor:
         high * angle.cos(),
         draw(-0.16, 0.16),
     ]
-    grid = F.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(pixels.shape), align_corners=False)
-    moved = F.grid_sample(pixels, grid, align_corners=False)
-    thicker, thinner = F.max_pool2d(moved, 3, 1, 1), -F.max_pool2d(-moved, 3, 1, 1)
+    grid = functional.affine_grid(torch.stack(rows, dim=1).view(-1, 2, 3), list(pixels.shape), align_corners=False)
+    moved = functional.grid_sample(pixels, grid, align_corners=False)
+    thicker, thinner = functional.max_pool2d(moved, 3, 1, 1), -functional.max_pool2d(-moved, 3, 1, 1)
     weight = draw(-0.6, 0.6).view(-1, 1, 1, 1)
     return moved + weight.clamp(min=0) * (thicker - moved) - weight.clamp(max=0) * (thinner - moved)
 
@@ -140,7 +140,7 @@ def train(backbone: ViTModel, head: nn.Linear, glyphs: Glyphs, args: argparse.Na
         for batch in batches:
             # Deformed from the first step on, the loss stays at that of a guess: hence plain pictures first.
             shown = pixels[batch] if epoch < args.epochs // 2 else deform(pixels[batch], generator)
-            loss = F.cross_entropy(forward(backbone, head, shown), labels[batch])
+            loss = functional.cross_entropy(forward(backbone, head, shown), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import ConcatDataset, TensorDataset
 
 from lit_fed.core.errors import ConfigError
 from lit_fed.core.seeding import isolated_rng
-from lit_fed.data.rows import parts_of, rows_of
+from lit_fed.data.rows import rows_of
 from lit_fed.data.table import TensorTable
 
 __all__ = ["LABEL_NAMES", "Column", "Columns"]
@@ -127,8 +127,7 @@ class Columns:
 
     def cheap(self) -> list[str]:
         """Names of the columns that are read without going through the examples."""
-        names = {name for part in parts_of(self._dataset) for name in _cheap(rows_of(part)[0])}
-        return sorted(name for name in names if self.get(name) is not None)
+        return sorted(name for name in _cheap(self._dataset) if self.get(name) is not None)
 
     def _iterate(self) -> dict[str, Column]:
         seen: dict[str, list[Any]] = {}
@@ -146,27 +145,29 @@ class Columns:
         return {name: column for name, column in columns.items() if column is not None}
 
 
-def _cheap(dataset: Any) -> list[str]:
+def _cheap(dataset: Any) -> set[str]:
+    dataset = rows_of(dataset)[0]
+    if isinstance(dataset, ConcatDataset):
+        return {name for part in dataset.datasets for name in _cheap(part)}
     if isinstance(dataset, TensorTable):
-        return list(dataset.columns)
+        return set(dataset.columns)
     if hasattr(dataset, "column_names") and hasattr(dataset, "features"):
-        return list(dataset.column_names)
-    return [LABEL_NAMES[0]]
+        return set(dataset.column_names)
+    return {LABEL_NAMES[0]}
 
 
 def _read(dataset: Any, name: str) -> Column | None:
-    parts = parts_of(dataset)
-    if len(parts) > 1:
-        columns = [column for part in parts if (column := _read(part, name)) is not None]
-        if len(columns) < len(parts) or len({column.names for column in columns}) > 1:
-            return None  # codes with other names are other codes
-        return Column(np.concatenate([column.values for column in columns]), columns[0].names)
-    inner, rows = rows_of(parts[0])
+    inner, rows = rows_of(dataset)
     column = _read_whole(inner, name)
     return column if rows is None or column is None else column.take(rows)
 
 
 def _read_whole(dataset: Any, name: str) -> Column | None:
+    if isinstance(dataset, ConcatDataset):
+        columns = [column for part in dataset.datasets if (column := _read(part, name)) is not None]
+        if len(columns) < len(dataset.datasets) or len({column.names for column in columns}) > 1:
+            return None  # codes with other names are other codes
+        return Column(np.concatenate([column.values for column in columns]), columns[0].names)
     if isinstance(dataset, TensorTable):
         return as_column(dataset.column(name), dataset.names.get(name)) if name in dataset.columns else None
     if hasattr(dataset, "column_names") and hasattr(dataset, "features"):

@@ -88,9 +88,7 @@ def encode_dataset(
 
 
 def collate_for(collate: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The collate of encoded rows: the source's, but for torch's default, which does not know a batch when it gets"
-    " one.
-    """
+    """The collate of encoded rows, which come as a batch already: the source's own, unless it is torch's default."""
     return TrimPadding() if collate is default_collate else collate
 
 

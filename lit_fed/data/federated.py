@@ -17,7 +17,7 @@ from lit_fed.data.allocation import Allocation, Limits, allocate
 from lit_fed.data.encode import Encode, collate_for, encode_dataset, is_raw
 from lit_fed.data.rows import Rows
 from lit_fed.data.shard import ShardCollate, ShardedBatchSampler, ShardRows
-from lit_fed.data.source import Part, prepare, read_part, read_source
+from lit_fed.data.source import Part, prepare, read_predict, read_source
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -190,12 +190,12 @@ class FederatedDataModule(LightningDataModule):
 
     def predict_loader(self) -> "DataLoader[Any]":
         """The source's prediction set; without one, the global test set."""
-        if "predict" not in self._parts and (part := read_part(self.source, "predict")) is not None:
-            self.source.setup("predict")
-            self._parts["predict"] = read_part(self.source, "predict") or part
-        if "predict" in self._parts:
-            return self._in_order("predict", np.arange(len(self._parts["predict"].dataset)))
-        return self.test_dataloader()
+        self.setup_clients()
+        if "predict" not in self._parts:
+            if (part := read_predict(self.source, self.seed)) is None:
+                return self.test_dataloader()
+            self._parts["predict"] = part
+        return self._in_order("predict", np.arange(len(self._parts["predict"].dataset)))
 
     def eval_key(self, split: Literal["val", "test"], client: ClientId) -> Hashable:
         """Names the examples of `eval_loader`: equal keys, the very same examples in the same order."""
@@ -242,8 +242,8 @@ class FederatedDataModule(LightningDataModule):
         """Who holds what, one row a client.
 
         Returns:
-            ``client``, ``domain``, numbers of ``train``, ``val`` and ``test`` examples, ``labels`` (name to number of training
-            examples) and ``label_entropy_bits`` of these; the last two are `None` where labels cannot be read.
+            ``client``, ``domain``, numbers of ``train``, ``val`` and ``test`` examples, ``labels`` (name to number of
+            training examples) and ``label_entropy_bits`` of these; the last two are `None` where labels cannot be read.
         """
         from lit_fed.data.picture import describe
 

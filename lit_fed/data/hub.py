@@ -25,7 +25,8 @@ _CALLED = {"train": ("train",), "validation": ("validation", "val", "valid", "de
 class HubData(LightningDataModule):
     """A data set as `datasets` reads it.
 
-    It may be from the Hub or local: parquet, csv, jsonl (also compressed), pictures in folders, what ``save_to_disk`` wrote.
+    It may be from the Hub or local: parquet, csv, jsonl (also compressed), pictures in folders, or what
+    ``save_to_disk`` wrote.
 
     Its rows have the columns lit_fed's modules know: ``text``, ``image``, or ``prompt`` and ``response``, as given by
     name; ``labels`` (codes, for names in sorted order) and ``domain`` (codes); ``num_characters`` of the texts; and

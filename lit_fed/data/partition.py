@@ -5,7 +5,7 @@ import io
 import warnings
 from contextlib import redirect_stderr
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ def partition(partitioner: "Partitioner", columns: Columns, num_examples: int, s
     """
     import datasets
 
+    from lit_fed.data.light_table import LightTable
+
     own_seed = getattr(partitioner, "_seed", seed)
     if own_seed is None:
         raise ConfigError(
@@ -75,14 +77,16 @@ def partition(partitioner: "Partitioner", columns: Columns, num_examples: int, s
     order = np.arange(num_examples)
     if not _is_natural(partitioner):
         order = torch.randperm(num_examples, generator=generator(own_seed, "partition", "order")).numpy()
-    table: dict[str, Any] = {"index": order}
+    table = {"index": np.arange(num_examples)}
     for name in dict.fromkeys([by] if by is not None else columns.cheap()):
         column = columns.get(name, iterate=True)
         assert column is not None
         table[name] = column.values[order]
     worker = copy.deepcopy(partitioner)
-    worker.dataset = datasets.Dataset.from_dict(table)
-    parts = _run(worker)
+    # Somebody's own partitioner may use whatever a data set can do.
+    is_flwr = type(worker).__module__.startswith("flwr_datasets.")
+    worker.dataset = LightTable(table) if is_flwr else datasets.Dataset.from_dict(table)
+    parts = [np.sort(order[places]) for places in _run(worker)]
     natural = by if _is_natural(worker) else None
     rows = dict(sorted(zip(_ids(worker, columns.get(by) if by else None, len(parts)), parts, strict=True)))
     if len(rows) < len(parts):
@@ -96,7 +100,7 @@ def partition(partitioner: "Partitioner", columns: Columns, num_examples: int, s
 
 
 def _run(partitioner: "Partitioner") -> list[np.ndarray]:
-    """The rows of each partition. Progress bars are not shown, and a warning is given once, not for each attempt."""
+    """The places of each partition in the table. No progress bars are shown, and a warning once."""
     problem = None
     with warnings.catch_warnings(record=True) as caught, redirect_stderr(io.StringIO()):
         warnings.simplefilter("always")
@@ -111,12 +115,14 @@ def _run(partitioner: "Partitioner") -> list[np.ndarray]:
     own = {str(w.message)[:40]: str(w.message) for w in caught if "flwr_datasets" in w.filename}
     for message in own.values():
         warnings.warn(message, stacklevel=3)
-    if any("index" not in part.column_names for part in loaded):
+    from lit_fed.data.light_table import Part
+
+    if any(not isinstance(part, Part) and "index" not in part.column_names for part in loaded):
         raise ConfigError(
             "Expected `data.partitioner` to divide the examples, but got one that divides the columns"
             f" ({type(partitioner).__name__})."
         )
-    return [np.sort(np.asarray(part.with_format("numpy")["index"][:], dtype=np.int64)) for part in loaded]
+    return [part.places if isinstance(part, Part) else np.array(part["index"], dtype=np.int64) for part in loaded]
 
 
 def _is_natural(partitioner: "Partitioner") -> bool:

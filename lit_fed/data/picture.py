@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["describe", "draw", "html", "label_counts"]
 
 _BARS_UP_TO = 20  # more colours than these cannot be told apart
+_APART_UP_TO = 120  # more bars than these have no room between them
 
 
 def label_counts(allocation: Allocation) -> tuple[np.ndarray, list[str]] | None:
@@ -63,8 +64,7 @@ def draw(allocation: Allocation) -> "Figure":
     figure = Figure(figsize=(9, height + below), layout="constrained")
     axes = figure.add_subplot()
     if counted is None:
-        axes.barh(range(len(ids)), [client.num_examples for client in allocation.clients], color="tab:blue")
-        axes.set_xlabel("training examples")
+        _bars(axes, np.array([[client.num_examples] for client in allocation.clients]), [])
     elif len(counted[1]) <= _BARS_UP_TO:
         _bars(axes, *counted)
     else:
@@ -77,13 +77,21 @@ def _bars(axes: Any, counts: np.ndarray, names: list[str]) -> None:
     from matplotlib import colormaps
 
     colours = colormaps["tab10" if len(names) <= 10 else "tab20"]
+    places = np.arange(len(counts))
     left = np.zeros(len(counts))
-    for label, name in enumerate(names):
-        axes.barh(range(len(counts)), counts[:, label], left=left, color=colours(label), label=name, height=0.85)
-        left += counts[:, label]
+    for label in range(counts.shape[1]):
+        right, look = left + counts[:, label], {"color": colours(label), "label": names[label] if names else None}
+        if len(counts) <= _APART_UP_TO:
+            axes.barh(places, counts[:, label], left=left, height=0.85, **look)
+        else:  # one outline a label: thousands of single bars take minutes
+            axes.stairs(
+                right, np.arange(len(counts) + 1) - 0.5, baseline=left, orientation="horizontal", fill=True, **look
+            )
+        left = right
     axes.set_xlabel("training examples")
-    axes.margins(y=0.01)
-    axes.legend(title="label", loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
+    axes.set_xlim(0, 1.05 * max(1, left.max()))
+    if names:
+        axes.legend(title="label", loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small", frameon=False)
 
 
 def _heat(figure: Any, axes: Any, counts: np.ndarray, names: list[str]) -> None:

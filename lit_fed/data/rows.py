@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from lit_fed.data.table import TensorTable
 
-__all__ = ["Rows", "length_of", "parts_of", "rows_of"]
+__all__ = ["Rows", "length_of", "rows_of"]
 
 
 class Rows(Dataset[Any]):
@@ -54,8 +54,3 @@ def rows_of(dataset: Any) -> tuple[Dataset[Any], np.ndarray | None]:
 def length_of(dataset: Any) -> int | None:
     """Number of examples, or `None` for a data set that can only be iterated."""
     return len(dataset) if isinstance(dataset, Sized) and hasattr(dataset, "__getitem__") else None
-
-
-def parts_of(dataset: Any) -> list[Any]:
-    """The data sets that a ``ConcatDataset`` puts one after the other; else the data set alone."""
-    return list(dataset.datasets) if isinstance(dataset, ConcatDataset) else [dataset]

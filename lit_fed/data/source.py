@@ -13,7 +13,7 @@ from lit_fed.core.seeding import isolated_rng
 from lit_fed.data.columns import Columns
 from lit_fed.data.rows import length_of
 
-__all__ = ["Part", "check_labels", "prepare", "read_part", "read_source"]
+__all__ = ["Part", "check_labels", "prepare", "read_part", "read_predict", "read_source"]
 
 _LOADERS = {
     "train": ("train_dataloader", "training set"),
@@ -59,6 +59,15 @@ def read_source(source: LightningDataModule) -> dict[str, Part]:
     if "train" not in parts:
         raise ConfigError("Expected `data.source` to have a training set, but its train_dataloader() gives none.")
     return parts
+
+
+def read_predict(source: LightningDataModule, seed: int) -> Part | None:
+    """Sets up and reads the prediction set, or `None` if the source has none."""
+    if not is_overridden("predict_dataloader", source, LightningDataModule):
+        return None
+    with isolated_rng(seed, "setup"):
+        source.setup("predict")
+    return read_part(source, "predict")
 
 
 def read_part(source: LightningDataModule, name: str) -> Part | None:

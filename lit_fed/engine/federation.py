@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from lit_fed.callbacks.progress import Progress
 from lit_fed.core.errors import ConfigError
 from lit_fed.data.federated import FederatedDataModule
 from lit_fed.engine.dry_run import dry_run
+from lit_fed.engine.log_recorder import metrics_stay_local
 from lit_fed.engine.outcome import finish, predictions
 from lit_fed.engine.precision import Precision, fabric_precision
 from lit_fed.engine.result import Result
@@ -194,7 +195,7 @@ class Federation:
             loggers=self.loggers,
         )
         try:
-            return fabric.launch(function, *args)
+            return fabric.launch(_in_process, function, *args)
         finally:
             self._run = None
 
@@ -325,3 +326,8 @@ class Federation:
         problems += self.algorithm.budget.problems()
         if problems:
             raise ConfigError(problems)
+
+
+def _in_process(fabric: Fabric, function: Callable[..., Any], module: pl.LightningModule, *args: Any) -> Any:
+    with metrics_stay_local(module):
+        return function(fabric, module, *args)

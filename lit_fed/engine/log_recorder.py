@@ -1,12 +1,26 @@
 """What a module logs during one pass, kept on the device until somebody asks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.data import extract_batch_size
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
+
+
+@contextmanager
+def metrics_stay_local(module: nn.Module) -> Iterator[None]:
+    """Within the scope, no metric of the module waits for other processes: they have other clients, or none."""
+    metrics = [(m, m.distributed_available_fn) for m in module.modules() if isinstance(m, Metric)]
+    for metric, _ in metrics:
+        metric.distributed_available_fn = lambda: False
+    try:
+        yield
+    finally:
+        for metric, before in metrics:
+            metric.distributed_available_fn = before
 
 
 class Logged(NamedTuple):
@@ -62,7 +76,11 @@ class LogRecorder:
             self.log(name, value, **kwargs)
 
     def compute(self, num_examples: float) -> dict[str, Logged]:
-        """Reduce everything, in one transfer from the device; `num_examples` is the weight of metric objects."""
+        """Reduce everything, in one transfer from the device.
+
+        A metric object is a mean over `num_examples`, or over what its attribute `weight` says (as that of
+        `lit_fed.metrics.mean.Mean`, which counts tokens).
+        """
         results: dict[str, Logged] = {}
         if self._sums:
             sums = torch.stack([value.reshape(()).double() for value in self._sums.values()]).tolist()
@@ -70,11 +88,11 @@ class LogRecorder:
                 weight = self._weights[name]
                 results[name] = Logged(total / weight if how == "mean" and weight else total, weight)
         for name, metric in self._metrics.items():
-            value = metric.compute()
+            value, weight = metric.compute(), float(getattr(metric, "weight", num_examples))
             metric.reset()
             if isinstance(value, Tensor) and value.numel() == 1:
-                results[name] = Logged(float(value), float(num_examples))
+                results[name] = Logged(float(value), weight)
             elif isinstance(value, Mapping):
-                results.update({k: Logged(float(v), float(num_examples)) for k, v in value.items()})
+                results.update({k: Logged(float(v), weight) for k, v in value.items()})
         self._metrics.clear()
         return results

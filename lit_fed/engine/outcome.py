@@ -98,7 +98,7 @@ def _save_serving(run: Run, adapters: Any, directory: Any) -> None:
     for slot, adapter in adapters.items():
         target = directory if len(adapters) == 1 else directory / slot
         if lora is not None:
-            save_adapter(module, target, adapter, slot)
+            save_adapter(run.prepared.view, target, adapter, slot)
         else:
             target.mkdir(parents=True, exist_ok=True)
             save_tree(target / "adapter.safetensors", dict(adapter))

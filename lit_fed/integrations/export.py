@@ -1,5 +1,6 @@
 """What a run tuned, for programs without lit_fed: PEFT's folder, or the model with the adapter merged into it."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -57,7 +58,8 @@ def export_merged(module: LightningModule, run: Path, to: Path, client: str | No
     from peft import PeftModel
 
     source = _adapter_of(run, client)
-    with isolated_rng(0, "export"):
+    seed = json.loads((run / "summary.json").read_text())["seed"]
+    with isolated_rng(seed, "init"):  # as the engine does: a model without a checkpoint is drawn again as it was
         module.configure_model()
     if (source / CONFIG_FILE).is_file():
         load_adapter(module, source)

@@ -136,7 +136,7 @@ class ClientModule(LightningModule):
 
     def pool_features(self, features: Tensor, batch: Batch) -> Tensor:
         """Reduce what the head gets to one vector a row, (B, D); a head that gets all positions reads the first."""
-        return features if features.ndim == 2 else features[:, 0]
+        return features[:, 0] if features.ndim == 3 else features.flatten(1)  # (B, D, 1, 1) from convolutions
 
     # The model
 

@@ -1,15 +1,25 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, ViTForImageClassification, ViTModel
 
 from lit_fed.assets import embedded_model_path, pretrain
+from lit_fed.data.digits import Digits
+from lit_fed.data.table import TensorTable
 
 
 @pytest.fixture(scope="module")
 def backbone() -> ViTModel:
     return AutoModel.from_pretrained(embedded_model_path(), dtype=torch.float32, add_pooling_layer=False).eval()
+
+
+@pytest.fixture(scope="module")
+def plain() -> Digits:
+    data = Digits(domains=("plain",))
+    data.setup()
+    return data
 
 
 def test_the_folder_is_small_and_has_a_card() -> None:
@@ -47,24 +57,19 @@ def test_the_forward_pass_is_finite_and_the_same_twice(backbone: ViTModel) -> No
     assert torch.equal(first, second)
 
 
-def test_features_of_plain_digits_tell_them_apart(backbone: ViTModel) -> None:
-    from lit_fed.data.digits import Digits
-
-    def features(part: str) -> torch.Tensor:
+def test_features_of_plain_digits_tell_them_apart(backbone: ViTModel, plain: Digits) -> None:
+    def features(table: TensorTable) -> torch.Tensor:
         with torch.no_grad():
-            return backbone(pixel_values=getattr(data, part).column("pixel_values")).last_hidden_state[:, 0]
+            return backbone(pixel_values=table.column("pixel_values")).last_hidden_state[:, 0]
 
-    data = Digits(domains=("plain",))
-    train, labels = features("train"), data.train.column("labels")
+    train, labels = features(plain.train), plain.train.column("labels")
     centres = torch.stack([train[labels == label].mean(dim=0) for label in range(10)])
-    nearest = torch.cdist(features("test"), centres).argmin(dim=1)
-    assert (nearest == data.test.column("labels")).float().mean() > 0.8
+    nearest = torch.cdist(features(plain.test), centres).argmin(dim=1)
+    assert (nearest == plain.test.column("labels")).float().mean() > 0.8
 
 
 @pytest.fixture
 def archives(tmp_path: Path) -> tuple[Path, Path]:
-    import numpy as np
-
     rng = np.random.default_rng(0)
     packed = np.packbits(rng.integers(0, 2, (40, 105 * 105), dtype=np.uint8), axis=1)
     drawer = np.tile(np.arange(1, 21), 2)
@@ -80,7 +85,8 @@ def test_the_sets_of_pretraining_are_held_out_by_drawer_and_joined_by_class(arch
     assert characters.held_out.sum() == 6
     both = pretrain.join(characters, digits)
     assert both.labels.tolist() == [0] * 20 + [1] * 20 + [2 + digit % 10 for digit in range(30)]
-    assert both.pixels.min() >= 0 and both.pixels.max() <= 1
+    assert both.pixels.min() >= 0
+    assert both.pixels.max() <= 1
     assert len(both.part(held_out=True)[1]) == 16
 
 

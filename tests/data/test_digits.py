@@ -1,5 +1,6 @@
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from lit_fed.data.digits import DOMAINS, Digits
 from lit_fed.data.table import TensorTable
@@ -25,7 +26,9 @@ def equal(one: TensorTable, other: TensorTable) -> bool:
 def test_no_picture_is_in_two_parts_in_any_domain(share_pictures: bool, seed: int) -> None:
     data = Digits(share_pictures=share_pictures, seed=seed)
     parts = [set(table.column("picture").tolist()) for table in (data.train, data.validation, data.test)]
-    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert not (parts[0] & parts[1])
+    assert not (parts[0] & parts[2])
+    assert not (parts[1] & parts[2])
     assert set.union(*parts) == set(range(1797))
 
 
@@ -49,8 +52,10 @@ def test_every_domain_is_tested_on_the_same_pictures(digits: Digits) -> None:
 
 def test_sizes(digits: Digits) -> None:
     sizes = [table.column("domain").bincount() for table in (digits.train, digits.validation, digits.test)]
-    assert sizes[0].min() >= 179 and sizes[0].max() <= 180
-    assert sizes[1].min() >= 44 and sizes[1].max() <= 45
+    assert sizes[0].min() >= 179
+    assert sizes[0].max() <= 180
+    assert sizes[1].min() >= 44
+    assert sizes[1].max() <= 45
     assert sizes[2].tolist() == [450] * 6
 
 
@@ -67,7 +72,8 @@ def test_pixels_are_what_the_model_reads(digits: Digits) -> None:
     pixels = digits.train.column("pixel_values")
     assert pixels.shape == (1078, 1, 32, 32)
     assert pixels.dtype == torch.float32
-    assert pixels.min() >= -1 and pixels.max() <= 1
+    assert pixels.min() >= -1
+    assert pixels.max() <= 1
 
 
 def test_domains_are_shown_differently_and_inverted_is_plain_negated(digits: Digits) -> None:
@@ -79,8 +85,6 @@ def test_domains_are_shown_differently_and_inverted_is_plain_negated(digits: Dig
 
 
 def test_labels_are_those_of_the_source(digits: Digits) -> None:
-    from sklearn.datasets import load_digits
-
     target = torch.from_numpy(load_digits().target)
     assert torch.equal(digits.test.column("labels"), target[digits.test.column("picture")])
 

@@ -139,4 +139,4 @@ def test_a_model_without_attention_asks_for_the_layers() -> None:
     }
     with pytest.raises(ConfigError, match=r"Set `model\.lora\.target_modules`"):
         ImageClassifier(3, config=settings).configure_model()
-    assert built(config=settings, lora=None).features({"pixel_values": torch.randn(2, 1, 16, 16)}).shape[0] == 2
+    assert built(config=settings, lora=None).features({"pixel_values": torch.randn(2, 1, 16, 16)}).shape == (2, 8)

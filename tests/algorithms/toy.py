@@ -1,0 +1,106 @@
+"""A learner without Lightning: the loss is half the squared distance to the client's target, training is plain SGD."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_fed.algorithms.base import GLOBAL, Algorithm, Objective, Predict, Where
+from lit_fed.core.types import AdapterState, Client, FitResult, ModelInfo, Private, Server, Update
+
+NAMES = ("blocks.0.q.lora_A", "blocks.0.q.lora_B", "head.weight")
+INFO = ModelInfo(num_blocks=1, has_head=True, total_parameters=100, trainable_parameters=6)
+LR, BATCHES = 0.25, 2  # an epoch has two batches
+
+
+def adapter(*values: float) -> dict[str, Tensor]:
+    """An adapter whose tensors hold one value each, twice."""
+    return {name: torch.full((2,), float(value)) for name, value in zip(NAMES, values, strict=True)}
+
+
+@dataclass(frozen=True)
+class ToyStep:
+    """What a step offers to an objective."""
+
+    parameters: Mapping[str, Tensor]
+    target: Mapping[str, Tensor]
+    batch: Any = None
+
+    def loss(self) -> Tensor:
+        return sum((p - self.target[name]).square().sum() / 2 for name, p in self.parameters.items())
+
+
+class ToyLearner:
+    """A client's turn over a module that is a dict of tensors; keeps no slot but the global one's name."""
+
+    def __init__(self, client: Client, round: int, target: Mapping[str, Tensor], initial: AdapterState) -> None:
+        self.client, self.round, self.target = client, round, target
+        self.slots = {GLOBAL: {name: tensor.clone() for name, tensor in initial.items()}}
+        self.active = set(initial)
+
+    def load(self, adapter: AdapterState, slot: str = GLOBAL) -> None:
+        for name, tensor in adapter.items():
+            self.slots[slot][name].copy_(tensor)
+
+    def state(self, slot: str = GLOBAL) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.slots[slot].items()}
+
+    def select_blocks(self, blocks: object) -> None:
+        raise NotImplementedError
+
+    def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
+        self.active = {name for name in self.slots[slot] if where is None or where(name)}
+
+    def fit(
+        self, *, steps: int | None = None, epochs: int | None = None, objective: Objective | None = None
+    ) -> FitResult:
+        assert (steps is None) != (epochs is None)
+        number = steps if steps is not None else epochs * BATCHES
+        for _ in range(number):
+            live = {name: self.slots[GLOBAL][name].requires_grad_() for name in sorted(self.active)}
+            step = ToyStep(live, self.target)
+            loss = objective(step) if objective is not None else step.loss()
+            gradients = torch.autograd.grad(loss, list(live.values()))
+            for (name, tensor), gradient in zip(live.items(), gradients, strict=True):
+                self.slots[GLOBAL][name] = tensor.detach() - LR * gradient
+        return FitResult(self.client.num_examples, number, float(loss.detach()))
+
+    def evaluate(self, split: str = "val", predict: Predict | None = None) -> dict[str, float]:
+        raise NotImplementedError
+
+
+class ToyFederation:
+    """Rounds in order over all clients, in memory."""
+
+    def __init__(
+        self, algorithm: Algorithm, clients: Mapping[Client, Mapping[str, Tensor]], start: AdapterState
+    ) -> None:
+        self.algorithm, self.clients, self.start = algorithm, dict(clients), start
+        self.server: Server = algorithm.init(start, INFO)
+        self.private: dict[str, Private] = {client.id: {} for client in clients}
+        self.updates: list[Update] = []
+
+    def run(self, rounds: int) -> "ToyFederation":
+        for round in range(rounds):
+            plan = self.algorithm.plan(self.server, list(self.clients))
+            self.updates = []
+            for client, target in self.clients.items():
+                learner = ToyLearner(client, round, target, self.start)
+                update, self.private[client.id] = self.algorithm.local(
+                    learner, plan[client.id], self.private[client.id]
+                )
+                self.updates.append(update)
+            self.server = self.algorithm.merge(self.server, self.updates)
+        return self
+
+    def served(self, client: str | None = None) -> dict[str, Tensor]:
+        private = self.private[client] if client is not None else {}
+        return dict(self.algorithm.serve(self.server, private).adapters[GLOBAL])
+
+
+def values(state: AdapterState) -> list[float]:
+    """The one value of each tensor, by the order of `NAMES`; an error if a tensor holds several."""
+    assert all(torch.equal(tensor, tensor[:1].expand_as(tensor)) for tensor in state.values())
+    return [state[name][0].item() for name in NAMES if name in state]

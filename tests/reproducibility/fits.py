@@ -1,0 +1,69 @@
+"""Run the same federations in however many processes this script is started in; digests as JSON.
+
+``torchrun --nproc_per_node 2 -m tests.reproducibility.fits FILE FOLDER``
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_fed.algorithms import Centralized, FedAdam, FedAvg, Local
+from lit_fed.core.errors import ClientFailure
+from tests.engine.test_against_trainer import Manual
+from tests.engine.test_engine import Breaks, SeesDtype
+from tests.engine.tiny import Net, fit, pictures, points, tiny_vit
+
+
+def numbers(adapter: Any) -> dict[str, list[float]]:
+    return {name: tensor.flatten().tolist() for name, tensor in adapter.items()}
+
+
+def main(file: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    everywhere: dict[str, Any] = {"devices": world, "strategy": "ddp" if world > 1 else "auto"}
+    found: dict[str, Any] = {}
+
+    for algorithm in (FedAvg(), FedAdam(), Local(), Centralized()):
+        result = fit(
+            algorithm, tiny_vit(dropout=0.5), pictures(5), folder / type(algorithm).__name__, cohort=3, rounds=2, **everywhere
+        )
+        found[type(algorithm).__name__] = result.summary["state_digest"]
+        found[f"{type(algorithm).__name__} metrics"] = dict(result.metrics)
+
+    fit(Local(), tiny_vit(dropout=0.5), pictures(5), folder / "resumed", cohort=3, rounds=1, **everywhere)
+    resumed = fit(
+        Local(), tiny_vit(dropout=0.5), pictures(5), folder / "resumed", cohort=3, rounds=2, ckpt_path="last", **everywhere
+    )
+    found["resumed"] = resumed.summary["state_digest"]
+
+    dropped = fit(FedAvg(), Breaks("raise"), points(), folder / "dropped", failure="drop", **everywhere)
+    found["dropped"] = dropped.summary["state_digest"]
+    try:
+        fit(FedAvg(), Breaks("raise"), points(), folder / "raised", **everywhere)
+    except ClientFailure as failure:
+        found["raised"] = str(failure)  # by every process, and none is left waiting
+
+    module = SeesDtype()
+    fit(FedAvg(), module, points(), folder / "dtype", precision="bf16-mixed", **everywhere)
+    found["dtype"] = str(module.seen)
+
+    within = {**everywhere, "parallel": "within"}
+    clip = {"gradient_clip_val": 0.1, "accumulate_grad_batches": 2}
+    # Batches of 5 and of 2 over two processes are not halves: the shares must be weighted.
+    found["within"] = numbers(fit(FedAvg(), Net(), points(3, batch_size=5), folder / "w1", **within, **clip).adapter)
+    found["within manual"] = numbers(fit(FedAvg(), Manual(), points(batch_size=5), folder / "w2", **within).adapter)
+    found["within local"] = fit(Local(), tiny_vit(), pictures(), folder / "w3", **within).metrics["personal/loss_mean"]
+    sharded = {**within, "strategy": "fsdp"} if world > 1 else within
+    found["within sharded"] = numbers(fit(FedAvg(), tiny_vit(), pictures(), folder / "w4", **sharded).adapter)
+
+    if int(os.environ.get("RANK", "0")) == 0:
+        file.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,68 @@
+"""The answer does not depend on the number of processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+
+def start(tmp_path_factory: pytest.TempPathFactory, processes: int) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp(f"processes_{processes}")
+    launcher = []
+    if processes > 1:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    command = [sys.executable, *launcher, "-m", "tests.reproducibility.fits", str(folder / "found.json"), str(folder / "runs")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return start(tmp_path_factory, 1)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return start(tmp_path_factory, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "Local", "Centralized", "resumed", "dropped"])
+def test_one_process_and_two_give_the_same_bytes(one, two, name):
+    assert one[name] == two[name]
+    assert one.get(f"{name} metrics") == two.get(f"{name} metrics")
+
+
+@pytest.mark.slow
+def test_a_failure_is_raised_by_every_process(one, two):
+    assert one["raised"] == two["raised"] == "Client '01' failed in round 0 (local): OSError: the disk is gone"
+
+
+@pytest.mark.slow
+def test_autocast_is_on_whatever_the_number_of_processes(one, two):
+    assert one["dtype"] == two["dtype"] == "torch.bfloat16"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["within", "within manual", "within sharded"])
+def test_a_cluster_is_one_client(one, two, name):
+    assert one[name].keys() == two[name].keys()
+    for tensor, values in one[name].items():
+        # Sums of float32 gradients in another order.
+        assert two[name][tensor] == pytest.approx(values, rel=0, abs=1e-5), tensor
+
+
+@pytest.mark.slow
+def test_a_cluster_serves_what_one_process_serves(one, two):
+    assert two["within local"] == pytest.approx(one["within local"], abs=1e-5)
