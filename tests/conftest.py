@@ -33,9 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """No network, no display, and no cache outside a folder that is gone afterwards."""
     cache = tempfile.TemporaryDirectory(prefix="lit_fed_tests_")
     config.add_cleanup(cache.cleanup)
-    os.environ.update(
-        HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=cache.name, MPLBACKEND="Agg", MPLCONFIGDIR=cache.name, PYTHONWARNINGS=""
-    )
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=cache.name, MPLBACKEND="Agg", MPLCONFIGDIR=cache.name)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -83,12 +81,15 @@ def _leaves_process_groups() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _leaves_files() -> Iterator[None]:
-    folders = {REPOSITORY, Path.cwd()}
+    here = Path.cwd()
+    folders = {REPOSITORY, here}
     before = {folder: set(os.listdir(folder)) for folder in folders}
     yield
     new = {str(folder / name) for folder in folders for name in set(os.listdir(folder)) - before[folder] - CACHES}
+    now = Path.cwd()
+    os.chdir(here)
     assert not new, "the test left files outside its own folder"
-    assert Path.cwd() in folders, "the test changed the working directory"
+    assert now == here, "the test changed the working directory"
 
 
 @pytest.fixture(autouse=True)

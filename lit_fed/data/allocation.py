@@ -1,7 +1,8 @@
 """Which client holds which examples, to train, to validate and to test, and what is tested globally."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from lit_fed.data.source import Part, check_labels
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
-__all__ = ["EVERYTHING", "Allocation", "Limits", "allocate"]
+__all__ = ["EVERYTHING", "Allocation", "Limits", "allocate", "key_of"]
 
 EVERYTHING = "all"
 """The one client, and the one domain, where nothing tells examples apart."""
@@ -72,6 +73,24 @@ class Allocation:
     """Labels of the training set, if they could be read."""
     left_out: Mapping[str, int]
     """Clients that were too small, and how many examples of the training set went with each."""
+
+    def held(self, split: str, client: str) -> tuple[str, np.ndarray]:
+        """The data set that a client's split comes from, and its rows there."""
+        if client not in self.rows[split]:
+            known = [known.id for known in self.clients]
+            raise ConfigError(f"Expected a client among {known[:10]} ({len(known)} in all), but got {client!r}.")
+        return self.held_in[split], self.rows[split][client]
+
+    def tested(self, domain: str) -> tuple[str, np.ndarray]:
+        """The data set that a domain's test set comes from, and its rows there."""
+        if domain not in self.domains:
+            raise ConfigError(f"Expected a domain among {list(self.domains)}, but got {domain!r}.")
+        return self.tested_in, self.domains[domain]
+
+
+def key_of(dataset: str, rows: np.ndarray) -> Hashable:
+    """Equal for the same rows of the same data set, and else different."""
+    return dataset, blake2b(np.ascontiguousarray(rows).tobytes(), digest_size=16).hexdigest()
 
 
 def allocate(
@@ -178,7 +197,7 @@ def _too_small(divided: Partition, train_rows: Mapping[str, np.ndarray], train: 
             " parts (a larger `alpha` or `min_partition_size`), or leave such clients out with `data.small_clients:"
             " drop`."
         )
-    rank_zero_info(f"Left out {len(small)} of {len(train_rows)} clients that hold less than {needed}: {listed}.")
+    rank_zero_info(f"Left out {len(small)} of {len(train_rows)} clients that do not hold {needed}: {listed}.")
     return {client: len(divided.rows[client]) for client in small}
 
 

@@ -1,7 +1,6 @@
 """A LightningDataModule, divided among clients."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader
 from lit_fed.core.errors import ConfigError
 from lit_fed.core.seeding import generator
 from lit_fed.core.types import Client, ClientId
-from lit_fed.data.allocation import Allocation, Limits, allocate
+from lit_fed.data.allocation import Allocation, Limits, allocate, key_of
 from lit_fed.data.encode import Encode, collate_for, encode_dataset, is_raw
 from lit_fed.data.rows import Rows
 from lit_fed.data.shard import ShardCollate, ShardedBatchSampler, ShardRows
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["FederatedDataModule"]
-
-_Split = Literal["train", "val", "test"]
 
 
 class FederatedDataModule(LightningDataModule):
@@ -166,7 +163,7 @@ class FederatedDataModule(LightningDataModule):
                 contiguous share of the same batches, as `lit_fed.data.shard.Shard`; the generator must be equal on all.
         """
         ids = [client] if isinstance(client, str) else sorted(client)
-        owned = [self._rows("train", one)[1] for one in ids]
+        owned = [self.allocation.held("train", one)[1] for one in ids]
         indices = owned[0] if len(owned) == 1 else np.sort(np.concatenate(owned))
         part, dataset, collate = self._view("train")
         rows: Any = Rows(dataset, torch.from_numpy(indices))
@@ -181,12 +178,12 @@ class FederatedDataModule(LightningDataModule):
 
     def eval_loader(self, split: Literal["val", "test"], client: ClientId) -> "DataLoader[Any] | None":
         """A client's own validation or test batches, in order; `None` if it has none."""
-        dataset, indices = self._rows(split, client)
+        dataset, indices = self.allocation.held(split, client)
         return self._in_order(dataset, indices) if len(indices) else None
 
     def domain_loader(self, domain: str) -> "DataLoader[Any]":
         """The global test set of a domain, in order."""
-        return self._in_order(*self._domain(domain))
+        return self._in_order(*self.allocation.tested(domain))
 
     def predict_loader(self) -> "DataLoader[Any]":
         """The source's prediction set; without one, the global test set."""
@@ -199,18 +196,18 @@ class FederatedDataModule(LightningDataModule):
 
     def eval_key(self, split: Literal["val", "test"], client: ClientId) -> Hashable:
         """Names the examples of `eval_loader`: equal keys, the very same examples in the same order."""
-        return _key(*self._rows(split, client))
+        return key_of(*self.allocation.held(split, client))
 
     def domain_key(self, domain: str) -> Hashable:
         """Names the examples of `domain_loader`, as `eval_key` does."""
-        return _key(*self._domain(domain))
+        return key_of(*self.allocation.tested(domain))
 
     # Lightning's own loaders: what all clients hold, as if it were one data set
 
     def train_dataloader(self) -> "DataLoader[Any]":
         """All clients' training batches, pooled and shuffled."""
         part, dataset, collate = self._view("train")
-        indices = np.sort(np.concatenate([self._rows("train", client.id)[1] for client in self.clients]))
+        indices = np.sort(np.concatenate([self.allocation.held("train", client.id)[1] for client in self.clients]))
         return DataLoader(
             Rows(dataset, torch.from_numpy(indices)),
             self._batch_size(part, self.batch_size),
@@ -223,13 +220,13 @@ class FederatedDataModule(LightningDataModule):
 
     def val_dataloader(self) -> "DataLoader[Any] | list[Any]":
         """All clients' validation batches, in order."""
-        rows = [self._rows("val", client.id) for client in self.clients]
+        rows = [self.allocation.held("val", client.id) for client in self.clients]
         indices = np.sort(np.concatenate([indices for _, indices in rows]))
         return self._in_order(rows[0][0], indices) if len(indices) else []
 
     def test_dataloader(self) -> "DataLoader[Any]":
         """The global test set of all domains, in order."""
-        rows = [self._domain(domain) for domain in self.domains]
+        rows = [self.allocation.tested(domain) for domain in self.domains]
         if not rows:
             raise ConfigError(
                 "Expected test data, but there are none. Raise `data.test_fraction`, or give the source a test set."
@@ -265,20 +262,6 @@ class FederatedDataModule(LightningDataModule):
 
     # Inside
 
-    def _rows(self, split: _Split, client: ClientId) -> tuple[str, np.ndarray]:
-        """The data set that a client's split comes from, and its rows there."""
-        allocation = self.allocation
-        if client not in allocation.rows["train"]:
-            known = list(allocation.rows["train"])
-            raise ConfigError(f"Expected a client among {known[:10]} ({len(known)} in all), but got {client!r}.")
-        return allocation.held_in[split], allocation.rows[split][client]
-
-    def _domain(self, domain: str) -> tuple[str, np.ndarray]:
-        domains = self.allocation.domains
-        if domain not in domains:
-            raise ConfigError(f"Expected a domain among {list(domains)}, but got {domain!r}.")
-        return self.allocation.tested_in, domains[domain]
-
     def _in_order(self, dataset_name: str, indices: np.ndarray) -> "DataLoader[Any]":
         part, dataset, collate = self._view(dataset_name)
         rows = Rows(dataset, torch.from_numpy(indices))
@@ -309,7 +292,3 @@ class FederatedDataModule(LightningDataModule):
                 " own: say how many examples a client's batch is to have."
             )
         return size
-
-
-def _key(dataset_name: str, indices: np.ndarray) -> Hashable:
-    return dataset_name, blake2b(np.ascontiguousarray(indices).tobytes(), digest_size=16).hexdigest()

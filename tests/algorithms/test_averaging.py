@@ -118,6 +118,12 @@ def test_frozen_moves_and_sends_the_head_alone() -> None:
     assert values(federation.served()) == [1, 2, after(2, 64)]
 
 
+def test_frozen_does_not_even_train_the_rest() -> None:
+    learner = ToyLearner(A, 0, TARGETS[A], START)
+    Frozen(local_steps=1).local(learner, Task({"head.weight": START["head.weight"]}), {})
+    assert values(learner.state()) == [0, 0, after(1, 64)]
+
+
 def test_frozen_needs_a_head() -> None:
     without = type(INFO)(num_blocks=1, has_head=False, total_parameters=9, trainable_parameters=9)
     assert "has none" in Frozen().problems(without, [A])[0]

@@ -47,6 +47,12 @@ def test_order_of_arrival_changes_no_bit() -> None:
     assert all(torch.equal(result[name], results[0][name]) for result in results for name in result)
 
 
+def test_sums_run_in_client_order_whoever_comes_first() -> None:
+    # In float64 too, (1e20 + 1) - 1e20 = 0, but (1e20 - 1e20) + 1 = 1.
+    updates = [update("a", w=1e20), update("b", w=1.0), update("c", w=-1e20)]
+    assert [mean(order, {"w": torch.ones(())})["w"] for order in permutations(updates)] == [0.0] * 6
+
+
 def test_names_not_sent_keep_their_old_value() -> None:
     # Three blocks; rows [1,1,1], [0,1,0], [1,1,0]: (1+4)/2, (2+10+6)/3, 3.
     old = {"l0": torch.tensor(-1.0), "l1": torch.tensor(-2.0), "l2": torch.tensor(-3.0)}

@@ -1,6 +1,7 @@
 import math
 import time
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -92,7 +93,7 @@ def test_a_partition_depends_on_the_partitioners_seed_and_the_data_alone(kind: s
             (trained(data, c.id), ids(data.eval_loader("val", c.id)), ids(data.eval_loader("test", c.id)))
             for c in data.clients
         )
-        return [sorted(sum(parts, [])) for parts in held]
+        return [sorted(chain(*parts)) for parts in held]
 
     assert who(0) == who(0)
     assert kind == "iid" or who(0) == who(1)  # IidPartitioner has no seed of its own
@@ -162,12 +163,12 @@ def test_label_skewed_clients_test_on_their_own_labels_and_the_federation_on_the
             exact = len(test) * sum(i % 4 == label for i in part) / len(part)
             assert abs(sum(i % 4 == label for i in test) - exact) < 1
     assert data.domains == tuple(NAMES)
-    assert sorted(sum((ids(data.domain_loader(name)) for name in data.domains), [])) == list(range(500, 590))
+    assert sorted(chain(*(ids(data.domain_loader(name)) for name in data.domains))) == list(range(500, 590))
 
 
 def test_without_a_test_set_the_federation_tests_on_what_clients_hold_out() -> None:
     data = FederatedDataModule(Source(table(240, domains=False)), PARTITIONERS["iid"]())
-    held_out = sorted(sum((ids(data.eval_loader("test", client.id)) for client in data.clients), []))
+    held_out = sorted(chain(*(ids(data.eval_loader("test", client.id)) for client in data.clients)))
     assert data.domains == ("all",)
     assert ids(data.domain_loader("all")) == held_out
     assert ids(data.test_dataloader()) == held_out
@@ -188,14 +189,14 @@ def test_nothing_is_held_out_where_no_fraction_is_given() -> None:
     assert data.eval_loader("val", "00") is None
     assert data.domains == ()
     assert data.val_dataloader() == []
-    with pytest.raises(ConfigError, match="Raise `data.test_fraction`"):
+    with pytest.raises(ConfigError, match=r"Raise `data.test_fraction`"):
         data.test_dataloader()
 
 
 def test_pooled_clients_are_their_union() -> None:
     data = FederatedDataModule(Source(table(240)), PARTITIONERS["iid"]())
     everyone = [client.id for client in data.clients]
-    union = sorted(sum((trained(data, client) for client in everyone), []))
+    union = sorted(chain(*(trained(data, client) for client in everyone)))
     assert sorted(trained(data, everyone)) == sorted(ids(data.train_dataloader())) == union
     assert trained(data, everyone) == trained(data, everyone[::-1])
     assert trained(data, everyone[:1]) == trained(data, everyone[0])
@@ -215,7 +216,9 @@ def test_processes_share_the_batches_of_one(num_examples: int) -> None:
     data = FederatedDataModule(Source(table(num_examples), batch_size=4), partitioners.IidPartitioner(1))
     whole = [batch["id"].tolist() for batch in data.train_loader("00", random())]
     shards = [list(data.train_loader("00", random(), shard=(rank, 3))) for rank in range(3)]
-    joined = [sum((s.batch["id"].tolist()[: s.num_local] for s in shares), []) for shares in zip(*shards, strict=True)]
+    joined = [
+        list(chain(*(s.batch["id"].tolist()[: s.num_local] for s in shares))) for shares in zip(*shards, strict=True)
+    ]
     assert joined == whole
 
 
@@ -259,7 +262,7 @@ def test_a_plain_datamodule_of_pairs_is_divided_as_it_is(global_rng_untouched: N
         return parts
 
     parts = held()
-    assert len(sum(parts, [])) == len(set(sum(parts, []))) == 90  # the source's 10 to validate on are nobody's
+    assert len(list(chain(*parts))) == len(set(chain(*parts))) == 90  # the source's 10 to validate on are nobody's
     assert parts == held()
 
 
@@ -338,31 +341,62 @@ class Endless(IterableDataset[int]):
         return iter([])
 
 
+SIXTY = Source(table(60))
+MAKE = partitioners
+OUT_OF_RANGE = Source(TensorTable({"labels": torch.tensor([0, -1, 1])}, {"labels": ["a"]}))
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("source", "partitioner", "options", "message"),
     [
-        (lambda: FederatedDataModule(Source(table(60)), val_fraction=1.0), r"`data.val_fraction` to be in \[0, 1\), but got 1.0"),
-        (lambda: FederatedDataModule(Source(table(60)), val_fraction=0.5, test_fraction=0.5), "leave something to train on"),
-        (lambda: FederatedDataModule(Source(table(60)), batch_size=0), "`data.batch_size` to be >= 1, but got 0"),
-        (lambda: FederatedDataModule(Source(table(60)), min_examples=0), "`data.min_examples` to be >= 1, but got 0"),
-        (lambda: FederatedDataModule(Source(table(60)), small_clients="keep"), "'refuse' or 'drop', but got 'keep'"),
-        (lambda: FederatedDataModule(Source(table(60)), partitioners.NaturalIdPartitioner("speaker")), r"but got 'speaker'. It has \['domain'"),
-        (lambda: FederatedDataModule(Source(table(60)), EMPTY), ": 0 examples"),
-        (lambda: FederatedDataModule(Source(table(60)), partitioners.IidPartitioner(5), min_examples=40), "'00': 9 examples"),
-        (lambda: FederatedDataModule(Source(table(60)), min_total={"labels": 31}), "'north': 30 labels"),
-        (lambda: FederatedDataModule(Source(table(60)), min_total={"weight": 1}), "`data.min_total` to be a column"),
-        (lambda: FederatedDataModule(Source(table(60)), partitioners.DirichletPartitioner(5, "labels", 1.0, seed=None)), "`data.partitioner.seed` to be an int"),
-        (lambda: FederatedDataModule(Source(table(4)), partitioners.DirichletPartitioner(5, "labels", 1.0)), "DirichletPartitioner says: The number of partitions"),
-        (lambda: FederatedDataModule(Source(table(60)), partitioners.VerticalEvenPartitioner(2)), "divides the columns"),
-        (lambda: FederatedDataModule(Source(table(0))), "to have examples, but got none"),
-        (lambda: FederatedDataModule(Source(None)), "to have a training set"),
-        (lambda: FederatedDataModule(Source(Endless())), "map-style data set, but got a Endless"),
-        (lambda: FederatedDataModule(Source(TensorTable({"labels": torch.tensor([0, -1, 1])}, {"labels": ["a"]}))), r"from 0 to 0, but got \[-1, 1\] \(2 examples\)"),
+        (SIXTY, None, {"val_fraction": 1.0}, r"`data.val_fraction` to be in \[0, 1\), but got 1.0"),
+        (SIXTY, None, {"val_fraction": 0.5, "test_fraction": 0.5}, r"leave something to train on"),
+        (SIXTY, None, {"batch_size": 0}, r"`data.batch_size` to be >= 1, but got 0"),
+        (SIXTY, None, {"min_examples": 0}, r"`data.min_examples` to be >= 1, but got 0"),
+        (SIXTY, None, {"small_clients": "keep"}, r"'refuse' or 'drop', but got 'keep'"),
+        (SIXTY, MAKE.NaturalIdPartitioner("speaker"), {}, r"but got 'speaker'. It has \['domain'"),
+        (SIXTY, EMPTY, {}, r": 0 examples"),
+        (SIXTY, MAKE.IidPartitioner(5), {"min_examples": 40}, r"'00': 9 examples"),
+        (SIXTY, None, {"min_total": {"labels": 31}}, r"'north': 30 labels"),
+        (SIXTY, None, {"min_total": {"weight": 1}}, r"`data.min_total` to be a column"),
+        (SIXTY, MAKE.DirichletPartitioner(5, "labels", 1.0, seed=None), {}, r"`data.partitioner.seed` to be an int"),
+        (SIXTY, MAKE.DirichletPartitioner(61, "labels", 1.0), {}, r"Partitioner says: The number of partitions"),
+        (SIXTY, MAKE.VerticalEvenPartitioner(2), {}, r"divides the columns"),
+        (Source(table(0)), None, {}, r"to have examples, but got none"),
+        (Source(None), None, {}, r"to have a training set"),
+        (Source(Endless()), None, {}, r"map-style data set, but got a Endless"),
+        (OUT_OF_RANGE, None, {}, r"from 0 to 0, but got \[-1, 1\] \(2 examples\)"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_divided_is_refused(make: Any, message: str) -> None:
+)
+def test_what_cannot_be_divided_is_refused(
+    source: Any, partitioner: Any, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
-        make().setup_clients()
+        FederatedDataModule(source, partitioner, **options).setup_clients()
+
+
+def test_a_partitioner_that_has_been_used_is_refused() -> None:
+    used = partitioners.IidPartitioner(2)
+    used.dataset = pytest.importorskip("datasets").Dataset.from_dict({"index": [0, 1]})
+    with pytest.raises(ConfigError, match=r"`data.partitioner` to be fresh"):
+        FederatedDataModule(SIXTY, used).setup_clients()
+
+
+def test_several_loaders_of_one_kind_are_refused() -> None:
+    class Two(Source):
+        def val_dataloader(self) -> Any:
+            return [self.loader("train")] * 2
+
+    with pytest.raises(ConfigError, match=r"`val_dataloader` of `data.source` to return one DataLoader, but got 2"):
+        FederatedDataModule(Two(table(9))).setup_clients()
+
+
+def test_a_loader_with_batches_of_its_own_needs_a_batch_size() -> None:
+    source = Source(table(60), batch_size=1, batch_sampler=[[0, 1], [2]])
+    with pytest.raises(ConfigError, match=r"`data.batch_size` to be given"):
+        FederatedDataModule(source, PARTITIONERS["iid"]()).train_loader("00", random())
+    data = FederatedDataModule(source, PARTITIONERS["iid"](), batch_size=3)
+    assert [len(batch["id"]) for batch in data.train_loader("00", random())] == [3, 3, 3]
 
 
 def test_settings_are_refused_together() -> None:

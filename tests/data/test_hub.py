@@ -1,5 +1,6 @@
 import gzip
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ datasets = pytest.importorskip("datasets")
 partitioners = pytest.importorskip("flwr_datasets.partitioner")
 
 ROWS = [
-    {"question": f"what is {i}?", "answer": f"{i}!", "label": "abc"[i % 3], "part": ["train", "val", "test"][i % 5 // 3], "who": f"p{i // 4}"}
+    {
+        "question": f"what is {i}?",
+        "answer": f"{i}!",
+        "label": "abc"[i % 3],
+        "part": ["train", "val"][i % 5 // 3],
+        "who": f"p{i // 4}",
+    }
     for i in range(40)
-]  # fmt: skip
+]
 """Of five rows three train and two validate."""
 READ = {"text_column": "question", "label_column": "label"}
 
@@ -109,7 +116,7 @@ def test_fractions_keep_labels_in_proportion_and_depend_on_the_seed(tmp_path: Pa
             assert torch.bincount(torch.tensor(source.rows(split)["labels"])).tolist() == [each, each]
         return [list(source.rows(split)["text"]) for split in ("train", "validation", "test")]
 
-    assert sorted(sum(parts(0), [])) == sorted(map(str, range(40)))
+    assert sorted(chain(*parts(0))) == sorted(map(str, range(40)))
     assert parts(0) == parts(0) != parts(1)
 
 

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_any_size_is_drawn_and_no_name_overlaps_another(num_labels: int, num_cli
     axes = figure.axes[0]
     boxes = [tick.get_window_extent() for tick in axes.get_yticklabels() if tick.get_text()]
     assert boxes
-    assert all(not one.overlaps(other) for one, other in zip(boxes, boxes[1:], strict=False))
+    assert all(not one.overlaps(other) for one, other in pairwise(boxes))
 
 
 def test_it_is_written_and_shown(tmp_path: Path) -> None:
