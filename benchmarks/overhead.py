@@ -60,7 +60,7 @@ def many_clients(clients: int, cohort: int) -> None:
     from flwr_datasets.partitioner import IidPartitioner
 
     from benchmarks.workload import RandomPictures, make_module
-    from lit_fed import Federation, FederatedDataModule, Local
+    from lit_fed import FederatedDataModule, Federation, Local
 
     regime = Regime("memory", clients=clients, steps=1, batch_size=8, rounds=5)
     data = FederatedDataModule(

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lit_fed import Federation, FedAvg, FederatedDataModule, ImageClassifier
+from lit_fed import FedAvg, FederatedDataModule, Federation, ImageClassifier
 from lit_fed.adapters.state import AdapterView
 from lit_fed.callbacks import Callback
 from lit_fed.core.seeding import generator, isolated_rng
@@ -102,8 +102,8 @@ def run_lit_fed(regime: Regime, run_dir: Path, precision: str = "32-true") -> tu
     """Seconds of each round, and the final adapter."""
     watch = Stopwatch()
     federation = Federation(
-        FedAvg(weights="uniform", local_steps=regime.steps), rounds=regime.rounds + 1, run_dir=run_dir, evaluate_every=0,
-        callbacks=[watch], progress=False, accelerator="cpu", precision=precision,
+        FedAvg(weights="uniform", local_steps=regime.steps), rounds=regime.rounds + 1, run_dir=run_dir,
+        evaluate_every=0, callbacks=[watch], progress=False, accelerator="cpu", precision=precision,
     )  # fmt: skip
     result = federation.fit(make_module(regime), make_data(regime))
     return watch.seconds, dict(result.adapter)

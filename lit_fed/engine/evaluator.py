@@ -1,6 +1,8 @@
 """What a serving scores on a set of examples, in the module's own metrics."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -106,33 +108,20 @@ class Evaluator:
         order = ("test_step", "validation_step") if stage == "test" else ("validation_step", "test_step")
         return next((name for name in order if is_overridden(name, self.module)), order[0])
 
-    def _predicting(self, predict: Predict | None) -> "_LogitsFrom":
-        return _LogitsFrom(self.module, self.view, predict)
-
-
-class _LogitsFrom:
-    """Within the scope, the module's `logits` come from a prediction rule over slots."""
-
-    def __init__(self, module: pl.LightningModule, view: AdapterView, predict: Predict | None) -> None:
-        self.module, self.view, self.predict = module, view, predict
-
-    def __enter__(self) -> None:
-        if self.predict is None:
+    @contextmanager
+    def _predicting(self, predict: Predict | None) -> Iterator[None]:
+        """Within the scope, the module's `logits` come from a prediction rule over slots."""
+        if predict is None:
+            yield
             return
-        predict, own, view = self.predict, self.module.logits, self.view
-
-        class Own:  # the rule asks a step for logits, which must be the module's own again
-            logits, features, targets = (
-                staticmethod(own),
-                staticmethod(self.module.features),
-                staticmethod(self.module.targets),
-            )
-
-        self.module.logits = lambda batch: predict(ModuleStep(Own, view, batch))  # type: ignore[assignment]
-
-    def __exit__(self, *_: object) -> None:
-        if self.predict is not None:
-            del self.module.logits
+        module: Any = self.module
+        # The rule asks a step for logits, which must be the module's own again.
+        own = SimpleNamespace(logits=module.logits, features=module.features, targets=module.targets)
+        module.logits = lambda batch: predict(ModuleStep(own, self.view, batch))
+        try:
+            yield
+        finally:
+            del module.logits
 
 
 def merge(scores: Iterable[Scores]) -> dict[str, Logged]:

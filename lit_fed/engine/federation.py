@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -186,16 +187,20 @@ class Federation:
 
     def _launch(self, function: Any, *args: Any) -> Any:
         strategy = "auto" if self.strategy == "fsdp" and self.devices == 1 else self.strategy
-        fabric = Fabric(
-            accelerator=self.accelerator,
-            devices=self.devices,
-            num_nodes=self.num_nodes,
-            strategy="ddp" if strategy == "fsdp" else strategy,
-            precision=fabric_precision(self.precision),
-            loggers=self.loggers,
-        )
         try:
-            return fabric.launch(_in_process, function, *args)
+            fabric = Fabric(
+                accelerator=self.accelerator,
+                devices=self.devices,
+                num_nodes=self.num_nodes,
+                strategy="ddp" if strategy == "fsdp" else strategy,  # processes as for ddp; we shard the weights
+                precision=fabric_precision(self.precision),
+                loggers=[*self.loggers],
+            )
+        except (ValueError, TypeError, RuntimeError) as error:  # what Fabric says of settings it cannot have
+            keys = "`federation.accelerator`, `devices`, `num_nodes`, `strategy` and `precision`"
+            raise ConfigError(f"Expected {keys} to be what Fabric can start here, but got: {error}") from error
+        try:
+            return fabric.launch(partial(_in_process, function=function, arguments=args))
         finally:
             self._run = None
 
@@ -279,7 +284,7 @@ class Federation:
                     print(f"Nothing to continue in {self.run_dir}: starting from the beginning.")
             path = str((folder or RunFolder.new(self.run_dir)).path)
         path, version = fabric.broadcast((path, version))
-        return RunFolder(Path(path)), version
+        return RunFolder(Path(str(path))), version
 
     # -- settings ---------------------------------------------------------------------------------------------------
 
@@ -292,16 +297,17 @@ class Federation:
 
     def _check(self, module: Any, data: Any) -> None:
         """What can be said before anything is loaded."""
-        problems = [
-            f"Expected `{name}` to be a {wanted}, but got {type(got).__module__}.{type(got).__qualname__}. {way_out}"
-            for name, got, kind, wanted, way_out in (
-                ("module", module, pl.LightningModule, "`lightning.pytorch.LightningModule`", "Import `lightning.pytorch`,"
-                 " not `pytorch_lightning`: they are two libraries."),
-                ("data", data, FederatedDataModule, "`lit_fed.FederatedDataModule`", "Wrap a LightningDataModule in one,"
-                 " with a partitioner that says who holds what."),
+        problems = []
+        if not isinstance(module, pl.LightningModule):
+            problems.append(
+                f"Expected `module` to be a `lightning.pytorch.LightningModule`, but got {_class_of(module)}. If it"
+                " comes from `pytorch_lightning`, import `lightning.pytorch` in its place: they are two libraries."
             )
-            if not isinstance(got, kind)
-        ]  # fmt: skip
+        if not isinstance(data, FederatedDataModule):
+            problems.append(
+                f"Expected `data` to be a `lit_fed.FederatedDataModule`, but got {_class_of(data)}. Wrap a"
+                " LightningDataModule in one, with a partitioner that says who holds what."
+            )
         problems += [
             f"Expected `federation.{name}` to be >= {least}, but got {value}."
             for name, least in (
@@ -328,6 +334,10 @@ class Federation:
             raise ConfigError(problems)
 
 
-def _in_process(fabric: Fabric, function: Callable[..., Any], module: pl.LightningModule, *args: Any) -> Any:
-    with metrics_stay_local(module):
-        return function(fabric, module, *args)
+def _class_of(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _in_process(fabric: Fabric, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    with metrics_stay_local(arguments[0]):
+        return function(fabric, *arguments)

@@ -232,7 +232,8 @@ class _Turn:
             closure()
             return outputs
         if "optimizer_step" in loop._own_hooks:
-            loop.module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, closure)
+            own: Any = loop.module
+            own.optimizer_step(trainer.current_epoch, batch_idx, optimizer, closure)
         elif closure() is not None:
             optimizer.step()
         self.num_steps += 1

@@ -1,5 +1,6 @@
 """What a federation leaves behind."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,19 +77,9 @@ class Result:
         """How it looks in Jupyter."""
         from rich.console import Console
 
-        console = Console(record=True, width=100, file=_Nowhere())
+        console = Console(record=True, width=100, file=io.StringIO())
         console.print(self.table())
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-
-
-class _Nowhere:
-    """A file that takes everything and keeps nothing."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing to flush."""
 
 
 def _score(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """What the federation is worth: the global serving per domain, and every client's own serving on its own test data."""
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -71,7 +72,7 @@ class Scorer:
         jobs: dict[str, tuple[float, Callable[[], Scores]]] = {}
         for domain in data.domains:
             loader = data.domain_loader(domain)
-            jobs[domain] = (_size(loader), lambda loader=loader: self.evaluator.score(serving, loader))
+            jobs[domain] = (_size(loader), partial(self.evaluator.score, serving, loader))
         return self._dealt(jobs)
 
     def _client_scores(self, server: Server, split: str, by_domain: dict[str, Scores]) -> dict[str, Scores]:
@@ -86,23 +87,17 @@ class Scorer:
             if loader is None:
                 continue
             if not self.algorithm.pools_clients and self.private.has(client.id):
-                jobs[client.id] = (_size(loader), self._personal_job(server, client.id, loader, split))
+                jobs[client.id] = (_size(loader), partial(self._personal, server, client.id, loader, split))
                 continue
             key = data.eval_key(split, client.id)  # type: ignore[arg-type]
             if key in scored and split == "test":
                 done[client.id] = scored[key]
             else:
-                jobs[client.id] = (_size(loader), lambda loader=loader: self.evaluator.score(anyone, loader, split))
+                jobs[client.id] = (_size(loader), partial(self.evaluator.score, anyone, loader, split))
         return {**done, **self._dealt(jobs)}
 
-    def _personal_job(
-        self, server: Server, client: ClientId, loader: DataLoader[Any], split: str
-    ) -> Callable[[], Scores]:
-        def job() -> Scores:
-            serving = self.serving(server, client)
-            return self.evaluator.score(serving, loader, split)
-
-        return job
+    def _personal(self, server: Server, client: ClientId, loader: DataLoader[Any], split: str) -> Scores:
+        return self.evaluator.score(self.serving(server, client), loader, split)
 
     def serving(self, server: Server, client: ClientId) -> Serving:
         """What a registered client predicts with."""

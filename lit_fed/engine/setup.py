@@ -92,7 +92,9 @@ def prepare(
         cast_frozen(module, precision)
         if shard and view.blocks is not None:
             shard_frozen(view.blocks.blocks, fabric.device)
-    initial = {slot: dict(view.parameters(slot)) if dry_run else view.read(slot) for slot in algorithm.slots}
+    initial: dict[str, dict[str, Tensor]] = {
+        slot: {**view.parameters(slot)} if dry_run else view.read(slot) for slot in algorithm.slots
+    }
     view.snapshot_buffers()
     return Prepared(module, data, view, initial, info, clients, members)
 

@@ -20,7 +20,9 @@ def train_loader(data: FederatedDataModule) -> DataLoader[Any]:
     return data.train_loader("00", generator(0, "shuffle", 0, "00", 0))
 
 
-def trainer_weights(module: pl.LightningModule, epochs: int, steps: int = -1, **settings: Any) -> dict[str, torch.Tensor]:
+def trainer_weights(
+    module: pl.LightningModule, epochs: int, steps: int = -1, **settings: Any
+) -> dict[str, torch.Tensor]:
     data = points(1)
     data.setup_clients()
     trainer = pl.Trainer(
@@ -32,7 +34,9 @@ def trainer_weights(module: pl.LightningModule, epochs: int, steps: int = -1, **
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
-def federated_weights(module: pl.LightningModule, tmp_path: Any, algorithm: FedAvg, **settings: Any) -> dict[str, torch.Tensor]:
+def federated_weights(
+    module: pl.LightningModule, tmp_path: Any, algorithm: FedAvg, **settings: Any
+) -> dict[str, torch.Tensor]:
     fit(algorithm, module, points(1), tmp_path, rounds=1, **settings)
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
@@ -96,7 +100,9 @@ class Manual(Net):
 class Own(Net):
     """Overrides the hooks that say how to clip and to step."""
 
-    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
         self.clip_gradients(optimizer, gradient_clip_val=0.05, gradient_clip_algorithm="value")
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:

@@ -99,7 +99,7 @@ def test_a_failing_client_is_dropped_counted_and_told(tmp_path, how):
 
 
 def test_too_few_updates_end_the_run(tmp_path):
-    with pytest.raises(ClientFailure, match="2 updates are left, fewer than `federation.min_updates` = 3"):
+    with pytest.raises(ClientFailure, match=r"2 updates are left, fewer than `federation\.min_updates` = 3"):
         fit(FedAvg(), Breaks("nan"), points(), tmp_path, failure="drop", min_updates=3)
 
 
@@ -152,20 +152,25 @@ def test_an_objective_needs_a_module_that_offers_it(tmp_path):
     class NeedsLogits(FedAvg):
         needs = frozenset({"logits"})
 
-    with pytest.raises(ConfigError, match=r"NeedsLogits` needs a module that offers `logits\(batch\)`, and Net does not"):
+    with pytest.raises(
+        ConfigError, match=r"NeedsLogits` needs a module that offers `logits\(batch\)`, and Net does not"
+    ):
         fit(NeedsLogits(), Net(), points(), tmp_path)
 
 
 def test_the_run_folder(tmp_path):
     result = fit(Local(), tiny_vit(), pictures(), tmp_path, rounds=3, evaluate_every=2)
     assert {path.name for path in result.path.iterdir()} == {
-        "config.yaml", "metrics.csv", "clients.csv", "initial.json", "summary.json", "checkpoints", "private", "adapters",
+        "config.yaml", "metrics.csv", "clients.csv", "initial.json", "summary.json", "checkpoints", "private",
+        "adapters",
     }  # fmt: skip
     summary = json.loads((result.path / "summary.json").read_text())
     assert summary == result.summary
     assert summary["num_clients"] == 3
     assert summary["traffic"]["up_bytes"] == 0  # Local sends nothing
-    assert {"initial/accuracy", "global/accuracy", "global/accuracy/all", "personal/accuracy_worst"} <= set(summary["metrics"])
+    assert {"initial/accuracy", "global/accuracy", "global/accuracy/all", "personal/accuracy_worst"} <= set(
+        summary["metrics"]
+    )
     metrics = read_csv(result.path / "metrics.csv")
     assert [row["round"] for row in metrics] == [0, 1, 2]
     assert ["global/accuracy" in row for row in metrics] == [False, True, True]  # every second, and the last

@@ -16,7 +16,9 @@ TREE = {"adapter": {"blocks.0.q.lora_A": torch.arange(6.0).reshape(2, 3)}, "stag
 
 
 def checkpoint(round: int) -> Checkpoint:
-    return Checkpoint(Server(round, TREE["adapter"], {"stage": 1}), {"seed": 0}, {"up_bytes": 3}, {"0_X": {"best": 1.5}})
+    return Checkpoint(
+        Server(round, TREE["adapter"], {"stage": 1}), {"seed": 0}, {"up_bytes": 3}, {"0_X": {"best": 1.5}}
+    )
 
 
 def test_a_tree_comes_back_with_its_digest(tmp_path):

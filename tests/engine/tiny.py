@@ -71,7 +71,9 @@ class Net(pl.LightningModule):
 
 
 def points(clients: int = 3, **settings: Any) -> FederatedDataModule:
-    return FederatedDataModule(Points(**settings), IidPartitioner(num_partitions=clients), val_fraction=0.25, test_fraction=0.25)
+    return FederatedDataModule(
+        Points(**settings), IidPartitioner(num_partitions=clients), val_fraction=0.25, test_fraction=0.25
+    )
 
 
 class Pictures(pl.LightningDataModule):
@@ -94,7 +96,9 @@ class Pictures(pl.LightningDataModule):
 
 
 def pictures(clients: int = 3) -> FederatedDataModule:
-    return FederatedDataModule(Pictures(), IidPartitioner(num_partitions=clients), val_fraction=0.25, test_fraction=0.25)
+    return FederatedDataModule(
+        Pictures(), IidPartitioner(num_partitions=clients), val_fraction=0.25, test_fraction=0.25
+    )
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -110,7 +114,9 @@ def tiny_vit(dropout: float = 0.0, optimizer: Any = sgd) -> ImageClassifier:
     return ImageClassifier(num_labels=2, config=config, lora=lora, optimizer=optimizer)
 
 
-def fit(algorithm: Algorithm, module: pl.LightningModule, data: FederatedDataModule, run_dir: Any, **settings: Any) -> Result:
+def fit(
+    algorithm: Algorithm, module: pl.LightningModule, data: FederatedDataModule, run_dir: Any, **settings: Any
+) -> Result:
     ckpt_path = settings.pop("ckpt_path", None)
     defaults: dict[str, Any] = {"rounds": 2, "accelerator": "cpu", "progress": False}
     return Federation(algorithm, run_dir=run_dir, **{**defaults, **settings}).fit(module, data, ckpt_path)

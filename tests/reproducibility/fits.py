@@ -30,14 +30,27 @@ def main(file: Path, folder: Path) -> None:
 
     for algorithm in (FedAvg(), FedAdam(), Local(), Centralized()):
         result = fit(
-            algorithm, tiny_vit(dropout=0.5), pictures(5), folder / type(algorithm).__name__, cohort=3, rounds=2, **everywhere
+            algorithm,
+            tiny_vit(dropout=0.5),
+            pictures(5),
+            folder / type(algorithm).__name__,
+            cohort=3,
+            rounds=2,
+            **everywhere,
         )
         found[type(algorithm).__name__] = result.summary["state_digest"]
         found[f"{type(algorithm).__name__} metrics"] = dict(result.metrics)
 
     fit(Local(), tiny_vit(dropout=0.5), pictures(5), folder / "resumed", cohort=3, rounds=1, **everywhere)
     resumed = fit(
-        Local(), tiny_vit(dropout=0.5), pictures(5), folder / "resumed", cohort=3, rounds=2, ckpt_path="last", **everywhere
+        Local(),
+        tiny_vit(dropout=0.5),
+        pictures(5),
+        folder / "resumed",
+        cohort=3,
+        rounds=2,
+        ckpt_path="last",
+        **everywhere,
     )
     found["resumed"] = resumed.summary["state_digest"]
 

@@ -20,7 +20,14 @@ def start(tmp_path_factory: pytest.TempPathFactory, processes: int) -> dict[str,
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    command = [sys.executable, *launcher, "-m", "tests.reproducibility.fits", str(folder / "found.json"), str(folder / "runs")]
+    command = [
+        sys.executable,
+        *launcher,
+        "-m",
+        "tests.reproducibility.fits",
+        str(folder / "found.json"),
+        str(folder / "runs"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
