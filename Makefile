@@ -1,6 +1,5 @@
 # Both commands set up a fresh machine by themselves: a virtual environment in .venv with what constraints.txt pins.
-# The second call finds it ready. On a machine without a GPU, torch's smaller wheels do:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make quickstart
+# The second call finds it ready.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,6 +1,7 @@
 """LoRA for a model or a user's own module, through PEFT, with one named adapter for each slot."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,8 @@ def add_lora(model: nn.Module, config: "LoraConfig", *, seed: int | None = None)
     from peft import get_peft_model
 
     config = _prepared(model, config)
-    with _rng(seed), _as_config_error():
+    with _rng(seed), _as_config_error(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT's use of it
         return get_peft_model(model, config, adapter_name=GLOBAL)
 
 

@@ -39,7 +39,7 @@ class Progress(Callback):
         from rich.progress import Progress as Bars
 
         self._bars = Bars(
-            TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description:<10}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=self.console,
         )  # fmt: skip
         done = federation.rounds_done
@@ -75,7 +75,7 @@ class Progress(Callback):
             return
         line = self._line(federation, round, metrics)
         if self._bars and self._rounds is not None:
-            self._bars.update(self._rounds, completed=round + 1, note=line.partition("  ")[2])
+            self._bars.update(self._rounds, completed=round + 1, note="  ".join(line.split("  ")[1:3]))
         else:
             self.console.print(line, highlight=False, soft_wrap=True)
 

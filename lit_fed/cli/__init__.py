@@ -48,12 +48,12 @@ def main(args: Sequence[str] | None = None) -> int:
 def _run(command: str, options: argparse.Namespace, rest: list[str]) -> int:
     # Nothing heavy before here: what a command needs is loaded when it is known which.
     from lit_fed.cli import commands
-    from lit_fed.core.errors import ConfigError, LitFedError
+    from lit_fed.core.errors import ConfigError, LitFedError, StateMismatchError
 
     function: Callable[[argparse.Namespace, list[str]], None] = getattr(commands, command)
     try:
         function(options, rest)
-    except ConfigError as error:
+    except (ConfigError, StateMismatchError) as error:
         return _fail(str(error), ILL_CONFIGURED)
     except LitFedError as error:
         return _fail(str(error), FAILED)
