@@ -57,7 +57,7 @@ def clinc150(data: Path, encoder: str, lrs: Sequence[float | None], more: Sequen
                     "lr": values["model"]["init_args"]["optimizer"]["init_args"]["lr"],
                     "seed": result.summary["seed"],
                     "rounds": result.summary["rounds"],
-                    "steps": result.summary["rounds"] * local_steps * len(result.domains),
+                    "steps": result.summary["rounds"] * local_steps * result.summary["num_clients"],
                     "accuracy": result.metrics["global/accuracy"],
                     "history": {
                         row["round"] + 1: row["global/accuracy"] for row in result.history if "global/accuracy" in row

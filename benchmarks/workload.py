@@ -57,7 +57,8 @@ class RandomPictures(pl.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Eight of them: evaluation is not what is measured."""
-        return DataLoader(TensorTable({n: self.table.column(n)[:8] for n in self.table.columns}), 8, collate_fn=collate_table)
+        few = TensorTable({name: self.table.column(name)[:8] for name in self.table.columns})
+        return DataLoader(few, 8, collate_fn=collate_table)
 
 
 def make_module(regime: Regime) -> ImageClassifier:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lit_fed.callbacks.base import Callback
@@ -20,13 +20,17 @@ class Progress(Callback):
     """Shows the first process's work; with ``federation.progress`` it is there by itself."""
 
     def __init__(self, console: Console | None = None) -> None:
-        from rich.console import Console
-
-        self.console = console or Console()
+        self._console = console
         self._bars: Bars | None = None
         self._rounds: TaskID | None = None
         self._clients: TaskID | None = None
-        self._started = time.perf_counter()
+
+    @cached_property
+    def console(self) -> Console:
+        """Made when first used: it holds a lock, which does not go to a spawned process."""
+        from rich.console import Console
+
+        return self._console or Console()
 
     def on_fit_start(self, federation: Federation) -> None:
         """Draw the bars."""
@@ -49,7 +53,6 @@ class Progress(Callback):
 
     def on_round_start(self, federation: Federation, round: int, cohort: tuple[str, ...]) -> None:
         """Start the bar of clients."""
-        self._started = time.perf_counter()
         if self._bars and self._clients is not None:
             own = -(-len(cohort) // federation.num_processes)
             self._bars.reset(self._clients, total=own, description="clients", note="")

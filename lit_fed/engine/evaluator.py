@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from lit_fed.adapters.state import AdapterView
 from lit_fed.algorithms.base import Predict, Serving
 from lit_fed.core.types import AdapterState
-from lit_fed.engine.local_trainer import LocalTrainer
+from lit_fed.engine.local_trainer import BatchMover, LocalTrainer
 from lit_fed.engine.log_recorder import Logged, LogRecorder
 from lit_fed.engine.step import ModuleStep
 
@@ -35,6 +35,7 @@ class Evaluator:
 
     def __init__(self, fabric: Fabric, module: pl.LightningModule, view: AdapterView) -> None:
         self.fabric, self.module, self.view = fabric, module, view
+        self._mover = BatchMover(fabric, module)
         self._loaded: dict[str, AdapterState] = {}
 
     def load(self, serving: Serving) -> None:
@@ -71,18 +72,17 @@ class Evaluator:
         num_examples = 0
         was_training = module.training
         module.eval()
-        begin, end = (
-            f"on_{step_name.removesuffix('_step')}_epoch_start",
-            f"on_{step_name.removesuffix('_step')}_epoch_end",
-        )
+        hook = f"on_{step_name.removesuffix('_step')}"
         with trainer.attached(), self._predicting(predict):
-            getattr(module, begin)()
+            getattr(module, f"{hook}_start")()
+            getattr(module, f"{hook}_epoch_start")()
             for batch_idx, drawn in enumerate(loader):
-                recorder.batch = batch = self.fabric.to_device(drawn)
+                recorder.batch = batch = self._mover(drawn)
                 num_examples += extract_batch_size(batch)
                 with self.fabric.autocast():
                     step(batch, batch_idx) if takes_batch_idx else step(batch)
-            getattr(module, end)()
+            getattr(module, f"{hook}_epoch_end")()
+            getattr(module, f"{hook}_end")()
         module.train(was_training)
         scores = {_plain(name): logged for name, logged in recorder.compute(num_examples).items()}
         return {**scores, "num_examples": Logged(float(num_examples), 1.0)}
@@ -98,9 +98,7 @@ class Evaluator:
         with LocalTrainer(self.fabric, module, LogRecorder()).attached(), self._predicting(serving.predict):
             for batch_idx, drawn in enumerate(loader):
                 with self.fabric.autocast():
-                    results.append(
-                        move_data_to_device(module.predict_step(self.fabric.to_device(drawn), batch_idx), "cpu")
-                    )
+                    results.append(move_data_to_device(module.predict_step(self._mover(drawn), batch_idx), "cpu"))
         module.train(was_training)
         return results
 

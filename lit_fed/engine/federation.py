@@ -1,6 +1,7 @@
 """The object users hold: a federation of clients around one LightningModule."""
 
 import math
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,10 +12,12 @@ import lightning.pytorch as pl
 from lightning.fabric import Fabric
 from lightning.pytorch.loggers import Logger
 
+from lit_fed.adapters.state import AdapterView
 from lit_fed.algorithms.base import Algorithm
 from lit_fed.callbacks.base import Callback
 from lit_fed.callbacks.progress import Progress
 from lit_fed.core.errors import ConfigError
+from lit_fed.core.seeding import isolated_rng
 from lit_fed.data.federated import FederatedDataModule
 from lit_fed.engine.dry_run import dry_run
 from lit_fed.engine.log_recorder import metrics_stay_local
@@ -100,7 +103,7 @@ class Federation:
         self.progress = progress
         if progress:
             self.callbacks.append(Progress())
-        self.should_stop = False
+        self.should_stop = self._fitted_here = False
         self.metric = "accuracy"
         self.identity: dict[str, Any] = {}
         self._run: Run | None = None
@@ -157,7 +160,13 @@ class Federation:
             StateMismatchError: If the checkpoint is damaged or belongs to another configuration.
         """
         self._check(module, data)
-        return self._launch(self._fit, module, data, ckpt_path, config)
+        self._fitted_here = False
+        result: Result = self._launch(self._fit, module, data, ckpt_path, config)
+        if not self._fitted_here and not self.dry_run:  # by processes that were spawned or forked, and are gone
+            with isolated_rng(self.seed, "init"):
+                module.configure_model()
+            AdapterView(module).write(result.adapter)
+        return result
 
     def validate(self, module: pl.LightningModule, data: FederatedDataModule, run: str | Path) -> dict[str, float]:
         """Score a stored run on the clients' validation data."""
@@ -200,7 +209,8 @@ class Federation:
             keys = "`federation.accelerator`, `devices`, `num_nodes`, `strategy` and `precision`"
             raise ConfigError(f"Expected {keys} to be what Fabric can start here, but got: {error}") from error
         try:
-            return fabric.launch(partial(_in_process, function=function, arguments=args))
+            sealed: _Sealed = fabric.launch(partial(_in_process, function=function, arguments=args))
+            return sealed.value
         finally:
             self._run = None
 
@@ -219,10 +229,11 @@ class Federation:
             return dry_run(self, prepared)
         folder, version = self._open(fabric, ckpt_path)
         run = self._run = Run(self, fabric, prepared, folder)
-        if fabric.is_global_zero and (ckpt_path is None or not (folder.path / "config.yaml").exists()):
-            folder.write_config(config or self.identity)
+        self._fitted_here, self.should_stop = True, False
         if ckpt_path is not None:
             run.resume(version)
+        if fabric.is_global_zero:
+            folder.write_config(config or self.identity)
         for logger in fabric.loggers:
             logger.log_hyperparams(dict(config or self.identity))
         setup_s = time.perf_counter() - started
@@ -338,6 +349,23 @@ def _class_of(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _in_process(fabric: Fabric, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+class _Sealed:
+    """Carries a result out of a spawned process as it is, by value.
+
+    Lightning would take a dataclass apart to find tensors, and torch would share their memory with a process that is
+    gone by the time they are read.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __getstate__(self) -> bytes:
+        return pickle.dumps(self.value)
+
+    def __setstate__(self, state: bytes) -> None:
+        self.value = pickle.loads(state)  # noqa: S301 (from a process that this one started)
+
+
+def _in_process(fabric: Fabric, function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Sealed:
     with metrics_stay_local(arguments[0]):
-        return function(fabric, *arguments)
+        return _Sealed(function(fabric, *arguments))

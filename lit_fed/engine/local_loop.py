@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lit_fed.core.errors import ConfigError
 from lit_fed.core.types import Client, FitResult
-from lit_fed.engine.local_trainer import LocalTrainer
+from lit_fed.engine.local_trainer import BatchMover, LocalTrainer
 from lit_fed.engine.log_recorder import LogRecorder
 from lit_fed.engine.optimizers import set_up_optimizers, step_schedulers
 from lit_fed.engine.within import Cluster
@@ -58,7 +58,7 @@ class LocalLoop:
         self.callbacks = [*callbacks, *(own if isinstance(own, Sequence) else [own])]
         self._takes_batch_idx = is_param_in_hook_signature(module.training_step, "batch_idx", explicit=True)
         self._own_hooks = {name for name in _MODULE_HOOKS if is_overridden(name, module)}
-        self._transfers = any(is_overridden(name, module) for name in _TRANSFER_HOOKS)
+        self.mover = BatchMover(fabric, module)
 
     def run(
         self,
@@ -120,14 +120,6 @@ class LocalLoop:
             result = getattr(self.module, hook)(*args)
         return result
 
-    def to_device(self, batch: Any) -> Any:
-        """Move a batch as the module wants it moved."""
-        if self._transfers:
-            batch = self.module.on_before_batch_transfer(batch, 0)
-            batch = self.module.transfer_batch_to_device(batch, self.fabric.device, 0)
-            return self.module.on_after_batch_transfer(batch, 0)
-        return self.fabric.to_device(batch)
-
     def own_loss(self, batch: Any, batch_idx: int) -> Any:
         """What the module's ``training_step`` returns."""
         return (
@@ -169,7 +161,7 @@ class _Turn:
         num_batches = int(trainer.num_training_batches)
         for batch_idx, drawn in enumerate(loader):
             batch, num_local = loop.cluster.open(drawn) if loop.cluster else (drawn, None)
-            batch = loop.to_device(batch)
+            batch = loop.mover(batch)
             self.recorder.batch = batch
             if loop.call("on_train_batch_start", trainer, batch, batch_idx) == -1:
                 break
@@ -282,7 +274,6 @@ def _loss_of(outputs: Any) -> Tensor:
     return loss
 
 
-_TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 _MODULE_HOOKS = (
     "on_fit_start",
     "on_fit_end",

@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric import Fabric
 from lightning.fabric.wrappers import _FabricOptimizer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
 
@@ -104,3 +105,21 @@ class LocalTrainer:
         finally:
             module._trainer, module._fabric, module._fabric_optimizers = before
             del module.log, module.log_dict
+
+
+class BatchMover:
+    """Moves batches to the device as the module wants them moved: through its own transfer hooks, if it has any."""
+
+    HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+    def __init__(self, fabric: Fabric, module: pl.LightningModule) -> None:
+        self.fabric, self.module = fabric, module
+        self._own = any(is_overridden(name, module) for name in self.HOOKS)
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch on the device."""
+        if not self._own:
+            return self.fabric.to_device(batch)
+        batch = self.module.on_before_batch_transfer(batch, 0)
+        batch = self.module.transfer_batch_to_device(batch, self.fabric.device, 0)
+        return self.module.on_after_batch_transfer(batch, 0)

@@ -1,6 +1,7 @@
 """The outer loop of a federation, as one process runs it."""
 
 import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -54,7 +55,9 @@ class Run:
         self.scorer = Scorer(self.algorithm, evaluator, prepared, folder.private, self.exchange, self.cluster, fabric)
         self.server: Server = self.algorithm.init(prepared.initial["global"], prepared.info)
         self.private_digests: dict[ClientId, str] = {}
-        self.progress: dict[str, Any] = {"up_bytes": 0, "down_bytes": 0, "train_s": 0.0, "evaluate_s": 0.0}
+        self.progress: dict[str, Any] = {
+            "up_bytes": 0, "down_bytes": 0, "train_s": 0.0, "evaluate_s": 0.0, "stopped": False,
+        }  # fmt: skip
 
     # -- rounds -----------------------------------------------------------------------------------------------------
 
@@ -76,6 +79,7 @@ class Run:
                 metrics.update(self._evaluate(self.server.round))
             self._write(metrics, rows)
             self._call("on_round_end", round, metrics)
+            self.progress["stopped"] = federation.should_stop
             if last or federation.should_stop or self.server.round % federation.checkpoint_every == 0:
                 self._checkpoint([row["client"] for row in rows])
 
@@ -88,6 +92,8 @@ class Run:
         reports = [self._turn(client, tasks[client.id], round) for client in self._mine(cohort, tasks)]
         if self.cluster is None:
             reports = self.exchange.gather(reports)
+        else:
+            self.fabric.barrier()  # the next round's private states are written
         failures = [report.failure for report in reports if report.failure is not None]
         updates = [report.update for report in reports if report.update is not None]
         if failures and federation.failure == "raise":
@@ -155,8 +161,9 @@ class Run:
         update, kept = self.algorithm.local(self.learner, task, private)
         if not all_finite(update.adapter):
             raise ClientFailure(client.id, round, "update", "its update is not finite.")
-        if kept is not private and (kept or private) and (self.cluster is None or self.fabric.is_global_zero):
-            row["private"] = self.folder.private.put(client.id, round + 1, kept)
+        if kept is not private and (kept or private):
+            writes = self.cluster is None or self.fabric.is_global_zero  # a cluster's processes all hold the same
+            row["private"] = self.folder.private.put(client.id, round + 1, kept) if writes else digest(kept)
         row.update(loss=update.metrics.get("loss", ""), steps=int(update.metrics.get("steps", 0)))
         row["up_bytes"] = num_bytes(update.adapter)
         return update
@@ -207,6 +214,7 @@ class Run:
             check_identity(found.identity, self.federation.identity, self.folder.checkpoints.directory)
             self.server = found.server
             self.progress = dict(found.progress)
+            self.federation.should_stop = self.progress["stopped"]
             for i, callback in enumerate(self.federation.callbacks):
                 state = found.callbacks.get(f"{i}_{type(callback).__name__}")
                 if state is not None:
@@ -228,7 +236,7 @@ class Run:
 
     def peak_memory_bytes(self) -> int:
         """Peak resident memory, summed over processes; on a GPU also what was allocated there."""
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         if self.fabric.device.type == "cuda":
             own += torch.cuda.max_memory_allocated(self.fabric.device)
         return sum(self.exchange.gather_json(own))

@@ -22,6 +22,8 @@ from lit_fed.core.seeding import isolated_rng
 from lit_fed.core.tree import digest
 from lit_fed.core.types import Client, ClientId, ModelInfo
 from lit_fed.data.federated import FederatedDataModule
+from lit_fed.engine.local_trainer import LocalTrainer
+from lit_fed.engine.log_recorder import LogRecorder
 from lit_fed.engine.precision import Precision, cast_frozen
 from lit_fed.engine.within import shard_frozen
 
@@ -65,7 +67,10 @@ def prepare(
     Raises:
         ConfigError: With every problem found.
     """
-    with isolated_rng(seed, "init"), torch.device("meta") if dry_run else nullcontext():
+    trainer = LocalTrainer(fabric, module, LogRecorder())
+    with isolated_rng(seed, "init"), torch.device("meta") if dry_run else nullcontext(), trainer.attached():
+        module.prepare_data()
+        module.setup("fit")
         module.configure_model()
     encode = getattr(module, "encode", None)
     data.setup_clients(encode if callable(encode) and not dry_run else None)

@@ -73,3 +73,26 @@ def test_a_cluster_is_one_client(one, two, name):
 @pytest.mark.slow
 def test_a_cluster_serves_what_one_process_serves(one, two):
     assert two["within local"] == pytest.approx(one["within local"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_spawned_processes_hand_the_result_back(tmp_path, one):
+    code = (
+        "import torch\n"
+        "from lit_fed.algorithms import FedAvg\n"
+        "from tests.engine.tiny import fit, pictures, tiny_vit\n"
+        "from lit_fed.adapters.state import AdapterView\n"
+        "if __name__ == '__main__':\n"
+        "    torch.set_num_threads(1)\n"
+        "    module, settings = tiny_vit(dropout=0.5), {'cohort': 3, 'rounds': 2, 'progress': True}\n"
+        f"    run_dir, settings = {str(tmp_path)!r}, {{**settings, 'devices': 2, 'strategy': 'ddp_spawn'}}\n"
+        "    result = fit(FedAvg(), module, pictures(5), run_dir, **settings)\n"
+        "    assert all(torch.equal(t, result.adapter[n]) for n, t in AdapterView(module).read().items())\n"
+        "    print(result.summary['state_digest'])\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-1] == one["FedAvg"]
