@@ -1,10 +1,7 @@
 """The object users hold: a federation of clients around one LightningModule."""
 
-import math
-import pickle
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +16,11 @@ from lit_fed.callbacks.progress import Progress
 from lit_fed.core.errors import ConfigError
 from lit_fed.core.seeding import isolated_rng
 from lit_fed.data.federated import FederatedDataModule
+from lit_fed.engine.checks import check_settings
 from lit_fed.engine.dry_run import dry_run
-from lit_fed.engine.log_recorder import metrics_stay_local
+from lit_fed.engine.launch import launch
 from lit_fed.engine.outcome import finish, predictions
-from lit_fed.engine.precision import Precision, fabric_precision
+from lit_fed.engine.precision import Precision
 from lit_fed.engine.result import Result
 from lit_fed.engine.run import Run
 from lit_fed.engine.run_folder import RunFolder
@@ -98,7 +96,7 @@ class Federation:
         given = list(callbacks or [])
         self.callbacks: list[Callback] = [callback for callback in given if isinstance(callback, Callback)]
         self.lightning_callbacks = [callback for callback in given if isinstance(callback, pl.Callback)]
-        self._unknown_callbacks = [c for c in given if not isinstance(c, Callback | pl.Callback)]
+        self.unknown_callbacks = [c for c in given if not isinstance(c, Callback | pl.Callback)]
         self.loggers = logger if isinstance(logger, list) else [logger] if logger is not None else []
         self.progress = progress
         if progress:
@@ -159,7 +157,7 @@ class Federation:
             ClientFailure: If a client fails and `failure` is ``"raise"``, or too few are left.
             StateMismatchError: If the checkpoint is damaged or belongs to another configuration.
         """
-        self._check(module, data)
+        check_settings(self, module, data)
         self._fitted_here = False
         result: Result = self._launch(self._fit, module, data, ckpt_path, config)
         if not self._fitted_here and not self.dry_run:  # by processes that were spawned or forked, and are gone
@@ -170,12 +168,12 @@ class Federation:
 
     def validate(self, module: pl.LightningModule, data: FederatedDataModule, run: str | Path) -> dict[str, float]:
         """Score a stored run on the clients' validation data."""
-        self._check(module, data)
+        check_settings(self, module, data)
         return self._launch(self._score, module, data, Path(run), "val")
 
     def test(self, module: pl.LightningModule, data: FederatedDataModule, run: str | Path) -> dict[str, float]:
         """Score a stored run on the domains' and the clients' test data."""
-        self._check(module, data)
+        check_settings(self, module, data)
         return self._launch(self._score, module, data, Path(run), "test")
 
     def predict(
@@ -189,28 +187,14 @@ class Federation:
             run: The run folder.
             client: Whose serving to use; `None` is what a new client gets.
         """
-        self._check(module, data)
+        check_settings(self, module, data)
         return self._launch(self._predict, module, data, Path(run), client)
 
     # -- in every process -------------------------------------------------------------------------------------------
 
     def _launch(self, function: Any, *args: Any) -> Any:
-        strategy = "auto" if self.strategy == "fsdp" and self.devices == 1 else self.strategy
         try:
-            fabric = Fabric(
-                accelerator=self.accelerator,
-                devices=self.devices,
-                num_nodes=self.num_nodes,
-                strategy="ddp" if strategy == "fsdp" else strategy,  # processes as for ddp; we shard the weights
-                precision=fabric_precision(self.precision),
-                loggers=[*self.loggers],
-            )
-        except (ValueError, TypeError, RuntimeError) as error:  # what Fabric says of settings it cannot have
-            keys = "`federation.accelerator`, `devices`, `num_nodes`, `strategy` and `precision`"
-            raise ConfigError(f"Expected {keys} to be what Fabric can start here, but got: {error}") from error
-        try:
-            sealed: _Sealed = fabric.launch(partial(_in_process, function=function, arguments=args))
-            return sealed.value
+            return launch(self, function, *args)
         finally:
             self._run = None
 
@@ -305,67 +289,3 @@ class Federation:
             "accumulate_grad_batches", "failure", "min_updates",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
-
-    def _check(self, module: Any, data: Any) -> None:
-        """What can be said before anything is loaded."""
-        problems = []
-        if not isinstance(module, pl.LightningModule):
-            problems.append(
-                f"Expected `module` to be a `lightning.pytorch.LightningModule`, but got {_class_of(module)}. If it"
-                " comes from `pytorch_lightning`, import `lightning.pytorch` in its place: they are two libraries."
-            )
-        if not isinstance(data, FederatedDataModule):
-            problems.append(
-                f"Expected `data` to be a `lit_fed.FederatedDataModule`, but got {_class_of(data)}. Wrap a"
-                " LightningDataModule in one, with a partitioner that says who holds what."
-            )
-        problems += [
-            f"Expected `federation.{name}` to be >= {least}, but got {value}."
-            for name, least in (
-                ("rounds", 1), ("num_nodes", 1), ("accumulate_grad_batches", 1), ("min_updates", 1),
-                ("evaluate_every", 0), ("checkpoint_every", 1),
-            )
-            if (value := getattr(self, name)) < least
-        ]  # fmt: skip
-        clip = self.gradient_clip_val
-        if clip is not None and not (clip > 0 and math.isfinite(clip)):
-            problems.append(f"Expected `federation.gradient_clip_val` to be > 0 or null, but got {clip}.")
-        if self.strategy == "fsdp" and self.parallel != "within":
-            problems.append(
-                "Expected `federation.parallel` to be 'within' with `strategy: fsdp`, which shards one client's model,"
-                f" but got {self.parallel!r}."
-            )
-        problems += [
-            "Expected `federation.callbacks` to hold lit_fed or Lightning callbacks, but got"
-            f" {type(callback).__name__}. Import callbacks from `lightning.pytorch`, not from `pytorch_lightning`."
-            for callback in self._unknown_callbacks
-        ]
-        problems += self.algorithm.budget.problems()
-        if problems:
-            raise ConfigError(problems)
-
-
-def _class_of(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-class _Sealed:
-    """Carries a result out of a spawned process as it is, by value.
-
-    Lightning would take a dataclass apart to find tensors, and torch would share their memory with a process that is
-    gone by the time they are read.
-    """
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __getstate__(self) -> bytes:
-        return pickle.dumps(self.value)
-
-    def __setstate__(self, state: bytes) -> None:
-        self.value = pickle.loads(state)  # noqa: S301 (from a process that this one started)
-
-
-def _in_process(fabric: Fabric, function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Sealed:
-    with metrics_stay_local(arguments[0]):
-        return _Sealed(function(fabric, *arguments))

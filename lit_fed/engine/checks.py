@@ -1,0 +1,55 @@
+"""What can be said of a federation's settings before anything is loaded."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+
+from lit_fed.core.errors import ConfigError
+from lit_fed.data.federated import FederatedDataModule
+
+if TYPE_CHECKING:
+    from lit_fed.engine.federation import Federation
+
+
+def check_settings(federation: "Federation", module: Any, data: Any) -> None:
+    """Raise `ConfigError` with every problem that can be seen before anything is loaded."""
+    problems = []
+    if not isinstance(module, pl.LightningModule):
+        problems.append(
+            f"Expected `module` to be a `lightning.pytorch.LightningModule`, but got {_class_of(module)}. If it"
+            " comes from `pytorch_lightning`, import `lightning.pytorch` in its place: they are two libraries."
+        )
+    if not isinstance(data, FederatedDataModule):
+        problems.append(
+            f"Expected `data` to be a `lit_fed.FederatedDataModule`, but got {_class_of(data)}. Wrap a"
+            " LightningDataModule in one, with a partitioner that says who holds what."
+        )
+    problems += [
+        f"Expected `federation.{name}` to be >= {least}, but got {value}."
+        for name, least in (
+            ("rounds", 1), ("num_nodes", 1), ("accumulate_grad_batches", 1), ("min_updates", 1),
+            ("evaluate_every", 0), ("checkpoint_every", 1),
+        )
+        if (value := getattr(federation, name)) < least
+    ]  # fmt: skip
+    clip = federation.gradient_clip_val
+    if clip is not None and not (clip > 0 and math.isfinite(clip)):
+        problems.append(f"Expected `federation.gradient_clip_val` to be > 0 or null, but got {clip}.")
+    if federation.strategy == "fsdp" and federation.parallel != "within":
+        problems.append(
+            "Expected `federation.parallel` to be 'within' with `strategy: fsdp`, which shards one client's model,"
+            f" but got {federation.parallel!r}."
+        )
+    problems += [
+        "Expected `federation.callbacks` to hold lit_fed or Lightning callbacks, but got"
+        f" {type(callback).__name__}. Import callbacks from `lightning.pytorch`, not from `pytorch_lightning`."
+        for callback in federation.unknown_callbacks
+    ]
+    problems += federation.algorithm.budget.problems()
+    if problems:
+        raise ConfigError(problems)
+
+
+def _class_of(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
