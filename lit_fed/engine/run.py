@@ -148,7 +148,7 @@ class Run:
         except Exception as error:  # a user's module may raise anything, and other processes wait for the report
             failure = error if isinstance(error, ClientFailure) else _failure_of(client, round, error)
             if self.federation.failure == "raise" and self.fabric.world_size == 1:
-                raise failure from error
+                raise failure from (None if failure is error else error)  # with the traceback, while it is at hand
             report = Report(None, {**row, "failure": failure.reason}, failure)
         row = report.row
         row["seconds"] = time.perf_counter() - started

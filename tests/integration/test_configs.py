@@ -53,7 +53,9 @@ def files_here(said: dict[str, Any], shared_data: Path, encoder: Path) -> list[s
         write_encoder(encoder, shared_data / "tokenizers" / "bert-base-uncased-vocab.txt")
     missing = [path for path in found.values() if not path.exists()]
     assert not missing
-    return [f"--{key}={path}" for key, path in found.items()]
+    # Only those who hold the most, where there are limits: everybody is evaluated twice.
+    most = [f"--data.min_total.{name}=18000" for name in said["data"].get("min_total", {})]
+    return [*(f"--{key}={path}" for key, path in found.items()), *most]
 
 
 def write_encoder(folder: Path, vocabulary: Path) -> None:
@@ -61,7 +63,9 @@ def write_encoder(folder: Path, vocabulary: Path) -> None:
     from transformers import BertConfig, BertModel, BertTokenizer
 
     num_tokens = len(vocabulary.read_text("utf-8").splitlines())
-    config = BertConfig(num_tokens, 16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config = BertConfig(
+        vocab_size=num_tokens, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     BertModel(config).save_pretrained(folder)
     BertTokenizer(str(vocabulary)).save_pretrained(folder)
     pooling = folder / "1_Pooling"
