@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.workload import Regime, run_lit_fed, run_plain_loop
 
-COMPUTE = Regime("compute-bound", clients=4, steps=4, batch_size=32, rounds=2)
-OVERHEAD = Regime("overhead-bound", clients=64, steps=2, batch_size=8, rounds=2)
+COMPUTE = Regime("compute-bound", clients=4, steps=4, batch_size=32, rounds=3)
+OVERHEAD = Regime("overhead-bound", clients=64, steps=2, batch_size=8, rounds=3)
 
 
 def compare(regime: Regime, repeats: int) -> dict[str, Any]:

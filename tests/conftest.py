@@ -19,6 +19,7 @@ CACHES = {".pytest_cache", ".mypy_cache", ".ruff_cache", ".import_linter_cache",
 # Set once by libraries when they are first used, without effect on later tests.
 LIBRARY_VARIABLES = {
     "PYTEST_CURRENT_TEST",
+    "PYTORCH_NVML_BASED_CUDA_CHECK",
     "CUDA_MODULE_LOADING",
     "KMP_DUPLICATE_LIB_OK",
     "KMP_INIT_AT_FORK",

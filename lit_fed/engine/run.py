@@ -187,7 +187,11 @@ class Run:
             scores = self.scorer.personal
             known = {row["client"] for row in rows}
             absent = [{"round": metrics["round"], "client": client} for client in scores if client not in known]
-            rows = [{**row, **scores.get(row["client"], {})} for row in [*rows, *absent]]
+            # A client's row has the loss of its training; that of its evaluation stands beside it.
+            rows = [
+                {**row, **{f"test_{k}" if k == "loss" else k: v for k, v in scores.get(row["client"], {}).items()}}
+                for row in [*rows, *absent]
+            ]
         if self.fabric.is_global_zero:
             self.folder.add_round(metrics, rows)
         for logger in self.fabric.loggers:

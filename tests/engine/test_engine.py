@@ -174,6 +174,15 @@ def test_the_run_folder(tmp_path):
     metrics = read_csv(result.path / "metrics.csv")
     assert [row["round"] for row in metrics] == [0, 1, 2]
     assert ["global/accuracy" in row for row in metrics] == [False, True, True]  # every second, and the last
+    clients = read_csv(result.path / "clients.csv", text_columns=("client",))
+    last = {row["client"]: row for row in clients if row["round"] == 2}
+    for client, row in last.items():
+        assert row["accuracy"] == result.clients[client]["after"]
+        assert row["loss"] != row["test_loss"]  # of its training, and of its evaluation
+    trained = sum(row["loss"] * row["examples"] for row in last.values()) / sum(
+        row["examples"] for row in last.values()
+    )
+    assert trained == pytest.approx(metrics[2]["train/loss"], rel=1e-12)
     assert {path.name for path in (result.path / "adapters" / "clients").iterdir()} == {"00", "01", "02"}
     assert (result.path / "adapters" / "global" / "adapter_config.json").is_file()
     assert [path.name for path in sorted((result.path / "checkpoints").iterdir())] == [
