@@ -58,7 +58,7 @@ def test_wrong_arguments(args: list[str], said: str, capsys: pytest.CaptureFixtu
             1,
             "Client 'c' failed in round 3 (local): the loss is nan.",
         ),
-        (StateMismatchError("truncated."), 1, "truncated."),
+        (StateMismatchError("truncated."), 2, "truncated."),
         (KeyboardInterrupt(), 130, "--ckpt_path last"),
     ],
 )
