@@ -77,7 +77,7 @@ def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="where to write the numbers")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3, help="timed pairs, after one that warms up")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -86,7 +86,8 @@ def main() -> None:
         report[regime.name] = found = compare(regime, arguments.repeats)
         print(
             f"{regime.name:15} loop {found['loop_s']:.3f} s  lit_fed {found['lit_fed_s']:.3f} s  "
-            f"ratio {found['ratio']:.3f}  largest difference {found['largest_difference']:.1e}"
+            f"ratio {found['ratio']:.3f}  largest difference {found['largest_difference']:.1e}",
+            flush=True,
         )
     few, many = peak_memory(10, 10), peak_memory(1000, 10)
     report["peak_memory_bytes"] = {"10 clients": few, "1000 clients": many, "ratio": many / few}
