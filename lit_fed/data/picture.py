@@ -1,13 +1,12 @@
 """Who holds what: as a table, as a picture, and both for a notebook."""
 
-import base64
 import html as escaping
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lit_fed.data.allocation import Allocation
+from lit_fed.pictures.canvas import img, name_rows, new_figure, png, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,13 +54,11 @@ def describe(allocation: Allocation) -> list[dict[str, Any]]:
 
 def draw(allocation: Allocation) -> "Figure":
     """Training examples of each client by label: stacked bars, or a heat map for more labels than colours."""
-    from matplotlib.figure import Figure  # not pyplot: that keeps figures and picks a window system
-
     ids = [client.id for client in allocation.clients]
     counted = label_counts(allocation)
     height = float(np.clip(1.2 + 0.22 * len(ids), 2.4, 16))
     below = 1.6 if counted is not None and len(counted[1]) > _BARS_UP_TO else 0  # inches, for names that stand upright
-    figure = Figure(figsize=(9, height + below), layout="constrained")
+    figure = new_figure(9, height + below)
     axes = figure.add_subplot()
     if counted is None:
         _bars(axes, np.array([[client.num_examples] for client in allocation.clients]), [])
@@ -69,7 +66,7 @@ def draw(allocation: Allocation) -> "Figure":
         _bars(axes, *counted)
     else:
         _heat(figure, axes, *counted)
-    _name_clients(axes, ids, height)
+    name_rows(axes, ids, height, "client")
     return figure
 
 
@@ -105,24 +102,14 @@ def _heat(figure: Any, axes: Any, counts: np.ndarray, names: list[str]) -> None:
         shown, aspect="auto", interpolation="nearest", cmap="viridis_r", norm=PowerNorm(0.5, 0, max(1, counts.max()))
     )
     step = -(-len(names) // 60)
-    short = [name if len(name) <= 24 else name[:23] + "…" for name in names[::step]]
-    axes.set_xticks(range(0, len(names), step), short, rotation=90, fontsize=6)
+    axes.set_xticks(range(0, len(names), step), [short(name) for name in names[::step]], rotation=90, fontsize=6)
     axes.set_xlabel("label" if step == 1 else f"label (one in {step} is named)")
     figure.colorbar(image, ax=axes, label="training examples", pad=0.01)
 
 
-def _name_clients(axes: Any, ids: list[str], height: float) -> None:
-    step = max(1, round(len(ids) / (height * 6)))  # at most six names an inch
-    short = [name if len(name) <= 24 else name[:23] + "…" for name in ids[::step]]
-    axes.set_yticks(range(0, len(ids), step), short, fontsize=8)
-    axes.set_ylabel("client" if step == 1 else f"client (one in {step} is named)")
-    axes.set_ylim(len(ids) - 0.5, -0.5)
-
-
 def html(allocation: Allocation) -> str:
     """The picture, and the table below it."""
-    image = io.BytesIO()
-    draw(allocation).savefig(image, format="png", dpi=100)
+    picture = img(png(draw(allocation), dpi=100), "who holds what")
     keys = ["client", "domain", "train", "val", "test", "label_entropy_bits"]
     lines = []
     for row in describe(allocation):
@@ -132,7 +119,6 @@ def html(allocation: Allocation) -> str:
         ]
         lines.append("<tr>" + "".join(f"<td>{escaping.escape(cell)}</td>" for cell in cells) + "</tr>")
     head = "<tr>" + "".join(f"<th>{key.replace('_', ' ')}</th>" for key in keys) + "</tr>"
-    picture = f'<img alt="who holds what" src="data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}">'
     return f"{picture}<details><summary>{len(lines)} clients</summary><table>{head}{''.join(lines)}</table></details>"
 
 

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from lit_fed.core.errors import ConfigError
 from lit_fed.core.types import Server
+from lit_fed.core.units import readable_bytes
+from lit_fed.engine.pictures import Record, accuracy
+from lit_fed.pictures.canvas import img
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.table import Table
 
 
@@ -43,8 +48,25 @@ class Result:
         metrics: Mapping[str, float] = self.summary["metrics"]
         return metrics
 
+    @property
+    def pictures(self) -> list[Path]:
+        """What was drawn when the run ended: PNG files in its folder."""
+        return sorted((self.path / "pictures").glob("*.png"))
+
+    def plot(self) -> "Figure":
+        """The metric that `table` shows, over rounds: of every domain, and of the clients.
+
+        Raises:
+            ConfigError: If the run folder has no evaluation (any more).
+        """
+        figure = accuracy(Record.read(self.path))
+        if figure is None:
+            raise ConfigError(f"Expected a run with at least one evaluation, but {self.path} has none to draw.")
+        return figure
+
     def table(self, most: int = 24) -> "Table":
         """The final table: domains, then clients (the first `most` of them), before and after."""
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(title=f"{self.summary['algorithm']} after {self.summary['rounds']} rounds: {self.metric}")
@@ -61,7 +83,7 @@ class Result:
         for client, row in list(self.clients.items())[:most]:
             table.add_row(
                 f"client {client}", str(row["examples"]), _score(row.get("before")), _score(row.get("after")),
-                _bytes(row["up_bytes"]), _bytes(row["down_bytes"]), f"{row['seconds']:.1f}",
+                readable_bytes(row["up_bytes"]), readable_bytes(row["down_bytes"]), f"{row['seconds']:.1f}",
             )  # fmt: skip
         if len(self.clients) > most:
             table.add_row(f"... {len(self.clients) - most} more", "", "", "", "", "", "")
@@ -69,8 +91,10 @@ class Result:
         table.add_section()
         table.add_row(
             "total", str(sum(row["examples"] for row in self.clients.values())), "", "",
-            _bytes(traffic["up_bytes"]), _bytes(traffic["down_bytes"]), f"{seconds['train']:.1f}",
+            readable_bytes(traffic["up_bytes"]), readable_bytes(traffic["down_bytes"]), f"{seconds['train']:.1f}",
         )  # fmt: skip
+        if self.pictures:
+            table.caption = escape(f"pictures: {self.pictures[0].parent}")
         return table
 
     def _repr_html_(self) -> str:
@@ -79,16 +103,10 @@ class Result:
 
         console = Console(record=True, width=100, file=io.StringIO())
         console.print(self.table())
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        table = console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        shown = [img(file.read_bytes(), file.stem) for file in self.pictures if file.stem == "accuracy"]
+        return "".join([table, *shown])
 
 
 def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")

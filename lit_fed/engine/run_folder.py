@@ -15,12 +15,21 @@ from lit_fed.engine.checkpoint import CheckpointFolder
 from lit_fed.engine.private_store import PrivateStore
 from lit_fed.engine.storage import write_bytes, write_json
 
+FOLDED_FILE = "folded.safetensors"
+"""Beside an adapter: what its algorithm has folded into the frozen weights."""
+TEXT_COLUMNS = ("client", "domain", "allocation", "failure")
+"""Of ``clients.csv``: what may look like a number and is none."""
+
 
 class RunFolder:
     """One ``version_N`` of a `run_dir`.
 
     ``config.yaml``, ``metrics.csv`` (a row a round), ``clients.csv`` (a row a round and client, with the client's own
-    scores where the round was evaluated), ``checkpoints/``, ``private/``, ``adapters/``, ``summary.json``.
+    scores where the round was evaluated), ``checkpoints/``, ``private/``, ``adapters/``, ``summary.json``,
+    ``pictures/``.
+
+    In ``clients.csv``, ``blocks`` is how many blocks of the model the client ran, and ``allocation`` which ones
+    (``"0 3 7"``) if that was not all of them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,6 +87,11 @@ class RunFolder:
         """``summary.json``."""
         write_json(self.path / "summary.json", summary)
 
+    def summary(self) -> dict[str, Any]:
+        """What `write_summary` wrote, or nothing."""
+        path = self.path / "summary.json"
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+
     def write_initial(self, scores: Mapping[str, Any]) -> None:
         """``initial.json``: the scores before the first round, of domains and of clients."""
         write_json(self.path / "initial.json", scores)
@@ -87,10 +101,18 @@ class RunFolder:
         path = self.path / "initial.json"
         return dict(json.loads(path.read_text())) if path.is_file() else {"metrics": {}, "clients": {}}
 
+    def rounds(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.csv`` as they were written."""
+        return read_csv(self.path / "metrics.csv")
+
+    def turns(self) -> list[dict[str, Any]]:
+        """The rows of ``clients.csv`` as they were written."""
+        return read_csv(self.path / "clients.csv", TEXT_COLUMNS)
+
     def client_totals(self) -> dict[str, dict[str, float]]:
         """Bytes and seconds of every client that ever took part, added up from ``clients.csv``."""
         totals: dict[str, dict[str, float]] = {}
-        for row in read_csv(self.path / "clients.csv", text_columns=("client",)):
+        for row in self.turns():
             total = totals.setdefault(row["client"], {"up_bytes": 0, "down_bytes": 0, "seconds": 0.0})
             for name in total:
                 total[name] += row.get(name, 0)
@@ -105,14 +127,14 @@ class RunFolder:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """The rows of ``metrics.csv``."""
+        """The rows of ``metrics.csv`` of the run that this object has seen."""
         return list(self._rows)
 
     def rewind(self, version: int) -> None:
         """Make the folder look as it did after `version` rounds."""
         self.checkpoints.rewind(version)
         self.private.rewind(version)
-        self._rows = [row for row in read_csv(self.path / "metrics.csv") if row["round"] < version]
+        self._rows = [row for row in self.rounds() if row["round"] < version]
         for name in ("metrics.csv", "clients.csv"):
             path = self.path / name
             if path.is_file():
@@ -123,6 +145,8 @@ class RunFolder:
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         path = self.path / name
         columns = list(dict.fromkeys(key for row in rows for key in row))
+        if not rows:
+            return  # nobody had a task
         if not path.exists():
             write_bytes(path, _csv(columns, rows).encode())
             return
@@ -134,18 +158,20 @@ class RunFolder:
         else:  # a column that was not there before, such as the scores of a first evaluation
             write_bytes(
                 path,
-                _csv(
-                    list(dict.fromkeys([*header, *columns])), [*read_csv(path, text_columns=("client",)), *rows]
-                ).encode(),
+                _csv(list(dict.fromkeys([*header, *columns])), [*read_csv(path, TEXT_COLUMNS), *rows]).encode(),
             )
 
 
 def read_csv(path: Path, text_columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Rows of a table, with numbers as numbers (but in `text_columns`) and without empty cells."""
+    """Rows of a table, with numbers as numbers (but in `text_columns`) and without empty cells.
+
+    A last line without its end is passed over: whoever wrote it was killed.
+    """
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
-        rows = [{k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+    written = path.read_bytes()
+    lines = io.StringIO(written[: written.rfind(b"\n") + 1].decode(), newline="")
+    rows = [{k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(lines)]
     return [{k: v if k in text_columns else _number(v) for k, v in row.items()} for row in rows]
 
 

@@ -53,7 +53,7 @@ def test_more_labels_than_colours_are_a_heat_map_with_all_counts() -> None:
 @pytest.mark.parametrize(("num_labels", "num_clients"), [(2, 1), (10, 100), (20, 300), (150, 100), (0, 7)])
 def test_any_size_is_drawn_and_no_name_overlaps_another(num_labels: int, num_clients: int) -> None:
     figure = divided(num_labels, num_clients).plot()
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     axes = figure.axes[0]
     boxes = [tick.get_window_extent() for tick in axes.get_yticklabels() if tick.get_text()]
     assert boxes

@@ -1,0 +1,96 @@
+"""The pictures of a run, from what its folder says, whether the run ended, goes on or was killed."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_fed.engine.run_folder import RunFolder
+from lit_fed.engine.storage import write_bytes
+from lit_fed.metrics.names import primary
+from lit_fed.pictures.canvas import png
+from lit_fed.pictures.holders import draw_holders, holders
+from lit_fed.pictures.scores import draw_scores, scores
+from lit_fed.pictures.server import draw_server, server_numbers
+from lit_fed.pictures.turns import draw_turns, turns
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Record:
+    """The numbers of a run."""
+
+    rounds: list[dict[str, Any]]
+    """Rows of ``metrics.csv``."""
+    turns: list[dict[str, Any]]
+    """Rows of ``clients.csv``."""
+    initial: dict[str, float]
+    """Scores before the first round, of ``initial.json``."""
+    num_blocks: int | None
+    """Blocks of the model, of ``summary.json``; not known before the run's end."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Record":
+        """What the folder of a run says; a file that is not there says nothing."""
+        folder = RunFolder(path)
+        return cls(folder.rounds(), folder.turns(), folder.initial()["metrics"], folder.summary().get("num_blocks"))
+
+
+def accuracy(record: Record) -> "Figure | None":
+    """The metric that tables show, over rounds; `None` without an evaluation."""
+    names = [name for found in (record.initial, *record.rounds) for name in found]
+    found = scores(primary(names), record.rounds, record.initial)
+    return None if found is None else draw_scores(found)
+
+
+def allocation(record: Record) -> "Figure | None":
+    """Who ran which blocks; `None` if everyone ran all."""
+    counts = holders(record.turns, record.num_blocks)
+    return None if counts is None else draw_holders(counts)
+
+
+def clients(record: Record) -> "Figure | None":
+    """Bytes and seconds of each client; `None` if nobody has had a turn."""
+    taken = turns(record.turns)
+    return None if taken is None else draw_turns(taken)
+
+
+def server(record: Record) -> "Figure | None":
+    """What the algorithm's server reports; `None` if it reports nothing."""
+    numbers = server_numbers(record.rounds)
+    return draw_server(numbers) if numbers else None
+
+
+PICTURES: dict[str, Callable[[Record], "Figure | None"]] = {
+    "accuracy": accuracy, "allocation": allocation, "clients": clients, "server": server,
+}  # fmt: skip
+
+
+def draw_pictures(path: Path) -> list[Path]:
+    """Draw all that the folder of a run gives cause for, into ``pictures/`` there.
+
+    A picture that cannot be drawn is a warning, and the others are drawn: a run is worth more than its pictures.
+
+    Args:
+        path: The run folder.
+
+    Returns:
+        The files written.
+    """
+    written: list[Path] = []
+    record: Record | None = None
+    for name, draw in PICTURES.items():
+        file = path / "pictures" / f"{name}.png"
+        try:
+            record = record or Record.read(path)
+            figure = draw(record)
+            if figure is not None:
+                file.parent.mkdir(exist_ok=True)
+                write_bytes(file, png(figure))
+                written.append(file)
+        except Exception as error:
+            warnings.warn(f"{file} could not be drawn: {type(error).__name__}: {error}", stacklevel=2)
+    return written

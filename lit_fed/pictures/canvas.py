@@ -1,0 +1,70 @@
+"""What all pictures share: a figure of its own, names that fit, colours that can be told apart, PNG."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["COLOURS", "MISSING", "img", "name_rows", "new_figure", "open_frame", "png", "short", "whole_numbers"]
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+"""Told apart by colour-blind eyes too: Okabe and Ito, "Color Universal Design" (2008), without black and yellow."""
+MISSING = "#D55E00"
+"""For what ought to be there and is not, beside shades of blue."""
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """A figure that nobody else knows of; sizes in inches."""
+    from matplotlib.figure import Figure  # not pyplot: that keeps figures and picks a window system
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def png(figure: "Figure", dpi: int = 150) -> bytes:
+    """The figure as a PNG file; equal figures give equal bytes."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=dpi)
+    return image.getvalue()
+
+
+def img(picture: bytes, alt: str) -> str:
+    """A PNG as an HTML element that needs no file."""
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+
+
+def short(name: str, most: int = 24) -> str:
+    """A name that fits; its dollar signs stay what they are (matplotlib would set a formula between two)."""
+    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")
+
+
+def name_rows(axes: Any, names: Sequence[str], height: float, what: str) -> None:
+    """Name the rows 0, 1, ... from the top down, at most six an inch.
+
+    Args:
+        axes: Whose vertical axis it is.
+        names: Of all rows.
+        height: Of the figure, in inches.
+        what: A row is.
+    """
+    step = max(1, round(len(names) / (height * 6)))
+    axes.set_yticks(range(0, len(names), step), [short(name) for name in names[::step]], fontsize=8)
+    axes.set_ylabel(what if step == 1 else f"{what} (one in {step} is named)")
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def whole_numbers(axis: Any, most: int = 8) -> None:
+    """Ticks at whole numbers only, and so few that they do not meet."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
+
+
+def open_frame(axes: Any) -> None:
+    """No lines above and on the right of the numbers, and faint ones behind them."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)

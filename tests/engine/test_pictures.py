@@ -1,0 +1,154 @@
+"""Pictures of run folders: made by hand, finished, unfinished, resumed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lit_fed.algorithms import FedAvg, FedRA
+from lit_fed.core.errors import ConfigError
+from lit_fed.engine import pictures as engine_pictures
+from lit_fed.engine.pictures import Record, accuracy, allocation, draw_pictures
+from lit_fed.engine.run_folder import RunFolder
+from tests.engine.tiny import Net, fit, pictures, points, tiny_vit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+METRICS = """\
+round,seconds,train/loss,server/drift,global/loss,global/accuracy,global/accuracy/x,global/accuracy/y
+0,1.5,2.0,0.5,,,,
+1,1.5,1.0,0.25,1.0,0.5,0.75,0.25
+"""
+CLIENTS = """\
+round,client,seconds,up_bytes,down_bytes,blocks,allocation,failure
+0,a,0.5,100,200,3,0 1 2,
+0,b,0.25,50,100,1,2,
+1,a,0.5,100,200,3,0 1 2,
+1,b,0.25,50,100,1,0,
+"""
+INITIAL = {"metrics": {"global/loss": 2.0, "global/accuracy": 0.25, "global/accuracy/x": 0.5, "global/accuracy/y": 0.0}}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "metrics.csv").write_text(METRICS)
+    (tmp_path / "clients.csv").write_text(CLIENTS)
+    (tmp_path / "initial.json").write_text(json.dumps(INITIAL))
+    (tmp_path / "summary.json").write_text(json.dumps({"num_blocks": 4}))
+    return tmp_path
+
+
+def drawn(path: Path) -> set[str]:
+    files = draw_pictures(path)
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+    assert set(files) == set(path.glob("pictures/*"))
+    return {file.name for file in files}
+
+
+def test_all_that_a_folder_gives_cause_for(folder: Path) -> None:
+    assert drawn(folder) == {"accuracy.png", "allocation.png", "clients.png", "server.png"}
+
+
+def test_numbers_come_from_the_files(folder: Path) -> None:
+    record = Record.read(folder)
+    scores, map = accuracy(record), allocation(record)
+    assert scores is not None
+    assert map is not None
+    lines = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in scores.axes[0].lines]
+    assert lines == [([0, 2], [0.5, 0.75]), ([0, 2], [0.0, 0.25]), ([0, 2], [0.25, 0.5])]
+    shown = map.axes[0].collections[0].get_array().reshape(4, 2).filled(0)
+    assert shown.tolist() == [[1, 2], [1, 1], [2, 1], [0, 0]]  # the fourth block was never anybody's
+
+
+def test_a_run_that_was_killed(folder: Path) -> None:
+    (folder / "summary.json").unlink()
+    (folder / "clients.csv").write_text(CLIENTS + "2,a,0.5,10")  # while it wrote
+    assert drawn(folder) == {"accuracy.png", "allocation.png", "clients.png", "server.png"}
+    map = allocation(Record.read(folder))
+    assert map is not None
+    assert map.axes[0].collections[0].get_array().reshape(-1, 2).filled(0).tolist() == [[1, 2], [1, 1], [2, 1]]
+
+
+def test_a_run_of_an_earlier_time(folder: Path) -> None:
+    """Without the columns and files that came later."""
+    (folder / "initial.json").unlink()
+    (folder / "summary.json").write_text("{}")
+    rows = [line.split(",") for line in CLIENTS.splitlines()]
+    (folder / "clients.csv").write_text("".join(",".join([*row[:6], row[7]]) + "\n" for row in rows))
+    assert drawn(folder) == {"accuracy.png", "clients.png", "server.png"}
+
+
+def test_a_run_that_was_not_evaluated_yet(folder: Path) -> None:
+    (folder / "initial.json").unlink()
+    lines = METRICS.splitlines(keepends=True)
+    (folder / "metrics.csv").write_text("".join(lines[:2]))
+    assert drawn(folder) == {"allocation.png", "clients.png", "server.png"}
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    assert drawn(tmp_path) == set()
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_a_picture_that_fails_is_a_warning_and_the_others_are_drawn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(record: Record) -> None:
+        raise OSError("no ink")
+
+    monkeypatch.setitem(engine_pictures.PICTURES, "allocation", fails)
+    with pytest.warns(UserWarning, match=r"allocation\.png could not be drawn: OSError: no ink"):
+        assert drawn(folder) == {"accuracy.png", "clients.png", "server.png"}
+
+
+def test_tables_that_cannot_be_read_end_no_run(folder: Path) -> None:
+    (folder / "initial.json").write_text("{")
+    with pytest.warns(UserWarning, match="could not be drawn: JSONDecodeError"):
+        assert drawn(folder) == set()
+
+
+def test_a_run_ends_with_its_pictures_and_a_resumed_one_with_the_same(tmp_path):
+    algorithm = FedRA([3, 2, 1])
+    whole = fit(algorithm, tiny_vit(), pictures(), tmp_path / "whole", rounds=3, pictures=True)
+    first = fit(algorithm, tiny_vit(), pictures(), tmp_path / "parts", rounds=2, pictures=True)
+    before = {file.name: file.read_bytes() for file in first.pictures}
+    parts = fit(algorithm, tiny_vit(), pictures(), tmp_path / "parts", rounds=3, pictures=True, ckpt_path="last")
+    assert [file.name for file in whole.pictures] == ["accuracy.png", "allocation.png", "clients.png"]
+    for name in ("accuracy.png", "allocation.png"):  # seconds differ
+        assert (parts.path / "pictures" / name).read_bytes() == (whole.path / "pictures" / name).read_bytes()
+        assert (parts.path / "pictures" / name).read_bytes() != before[name]
+
+
+def test_a_run_without_evaluations_between(tmp_path):
+    result = fit(FedAvg(), Net(), points(), tmp_path, evaluate_every=0, pictures=True)
+    assert [file.name for file in result.pictures] == ["accuracy.png", "clients.png"]
+    line = result.plot().axes[0].lines[0]
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([2], [result.metrics["global/accuracy/all"]])
+
+
+def test_what_an_algorithm_says_of_its_merges_is_drawn(tmp_path):
+    from dataclasses import replace
+
+    class Counts(FedAvg):
+        def merge(self, server, updates):
+            updates = list(updates)
+            return replace(super().merge(server, updates), metrics={"sent": float(len(updates))})
+
+    result = fit(Counts(), Net(), points(), tmp_path, pictures=True)
+    assert [row["server/sent"] for row in RunFolder(result.path).rounds()] == [3, 3]
+    assert "server.png" in [file.name for file in result.pictures]
+
+
+def test_a_result_shows_its_pictures(tmp_path):
+    result = fit(FedAvg(), Net(), points(), tmp_path, pictures=True)
+    assert result.table().caption == f"pictures: {result.path / 'pictures'}"
+    assert result._repr_html_().count("data:image/png;base64,") == 1
+    none = fit(FedAvg(), Net(), points(), tmp_path)
+    assert none.pictures == []
+    assert none.table().caption is None
+    assert "<img" not in none._repr_html_()
+    assert none.plot().axes[0].get_ylabel() == "accuracy"
+    for name in ("metrics.csv", "initial.json"):
+        (none.path / name).unlink()
+    with pytest.raises(ConfigError, match="at least one evaluation"):
+        none.plot()
