@@ -12,18 +12,32 @@ if TYPE_CHECKING:
     from lit_fed.data.federated import FederatedDataModule
     from lit_fed.data.hub import HubData
     from lit_fed.data.shard import Shard
+    from lit_fed.data.split_lists import SplitLists
     from lit_fed.data.table import TensorTable, collate_table
     from lit_fed.data.text import TrimPadding
+    from lit_fed.data.within_domains import WithinDomains
 
-__all__ = ["Digits", "FederatedDataModule", "HubData", "Shard", "TensorTable", "TrimPadding", "collate_table"]
+__all__ = [
+    "Digits",
+    "FederatedDataModule",
+    "HubData",
+    "Shard",
+    "SplitLists",
+    "TensorTable",
+    "TrimPadding",
+    "WithinDomains",
+    "collate_table",
+]
 
 _HOMES = {
     "Digits": "digits",
     "FederatedDataModule": "federated",
     "HubData": "hub",
     "Shard": "shard",
+    "SplitLists": "split_lists",
     "TensorTable": "table",
     "TrimPadding": "text",
+    "WithinDomains": "within_domains",
     "collate_table": "table",
 }
 

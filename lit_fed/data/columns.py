@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, TensorDataset
 
 from lit_fed.core.errors import ConfigError
 from lit_fed.core.seeding import isolated_rng
-from lit_fed.data.rows import rows_of
+from lit_fed.data.rows import Rows, rows_of
 from lit_fed.data.table import TensorTable
 
 __all__ = ["LABEL_NAMES", "Column", "Columns"]
@@ -124,6 +124,10 @@ class Columns:
                 f" {name!r}. It has {sorted({*self.cheap(), *(self._iterated or {})}) or 'none'}."
             )
         return column
+
+    def of_rows(self, rows: np.ndarray) -> "Columns":
+        """The columns of some rows."""
+        return Columns(Rows(self._dataset, torch.from_numpy(rows)), self._name)
 
     def cheap(self) -> list[str]:
         """Names of the columns that are read without going through the examples."""

@@ -48,7 +48,7 @@ class FederatedDataModule(LightningDataModule):
 
     Args:
         source: Any LightningDataModule whose loaders have map-style data sets.
-        partitioner: Of flwr-datasets, or any other ``Partitioner``. It is copied, not used up.
+        partitioner: Of flwr-datasets, or any other ``Partitioner``, such as `WithinDomains`. It is copied, not used up.
         batch_size: Examples of a training batch, and of an evaluation batch; by default the source's own.
         val_fraction: Share of a client's part to validate on, where the source does not say.
         test_fraction: Share of a client's part to test on, where the source does not say.
@@ -104,6 +104,8 @@ class FederatedDataModule(LightningDataModule):
         self.max_encoded_bytes = max_encoded_bytes
         self._parts: dict[str, Part] = {}
         self._allocation: Allocation | None = None
+        self._is_dry = False
+        self.assumed: str | None = None
         self._encode: Encode | None = None
         self._encoded: dict[str, tuple[Encode, Any]] = {}
 
@@ -117,25 +119,29 @@ class FederatedDataModule(LightningDataModule):
         """Lightning's hook: divides the data, encoded by the Trainer's module if that offers ``encode``."""
         self.setup_clients(getattr(getattr(self.trainer, "lightning_module", None), "encode", None))
 
-    def setup_clients(self, encode: Encode | None = None) -> None:
+    def setup_clients(self, encode: Encode | None = None, dry_run: bool = False) -> None:
         """Sets up the source and divides it; once, however often it is called.
 
         Args:
             encode: The module's ``encode``: turns rows of texts or pictures into tensors. Used once a data set, when it
                 is first needed, and again only if another one is given. Data sets that are tensors already never meet
                 it.
+            dry_run: Whether examples are only counted. A source that offers ``setup_dry_run`` then does without files
+                that are not there; what it took for granted is in `assumed`.
         """
         if encode is not None:
             self._encode = encode
-        if self._allocation is None:
-            prepare(self.source, self.seed)
+        if self._allocation is None or (self._is_dry and not dry_run):
+            self.assumed = prepare(self.source, self.seed, dry_run)
             self._parts = read_source(self.source)
             self._allocation = allocate(self.source, self._parts, self.partitioner, self.limits, self.seed)
+            self._is_dry = dry_run
 
     @property
     def allocation(self) -> Allocation:
         """Who holds which rows of which data set."""
-        self.setup_clients()
+        if self._allocation is None:
+            self.setup_clients()
         assert self._allocation is not None
         return self._allocation
 

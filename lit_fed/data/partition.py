@@ -59,7 +59,10 @@ def partition(partitioner: "Partitioner", columns: Columns, num_examples: int, s
     import datasets
 
     from lit_fed.data.light_table import LightTable
+    from lit_fed.data.within_domains import WithinDomains
 
+    if isinstance(partitioner, WithinDomains):
+        return partitioner.divide(columns, num_examples, seed)
     own_seed = getattr(partitioner, "_seed", seed)
     if own_seed is None:
         raise ConfigError(

@@ -36,16 +36,29 @@ class Part:
     pin_memory: bool
 
 
-def prepare(source: LightningDataModule, seed: int) -> None:
+def prepare(source: LightningDataModule, seed: int, dry_run: bool = False) -> str | None:
     """Downloads and sets up, as a Trainer would.
 
     Splits that a source draws from the global generators are the same in every process and every run.
+
+    Args:
+        source: What to set up.
+        seed: Of the global generators meanwhile.
+        dry_run: Whether examples are only counted. A source may offer ``setup_dry_run()`` for this: it does without
+            what is not there, and returns what it assumed, as a sentence, or `None`.
+
+    Returns:
+        What a dry run assumed.
     """
+    rehearse: Callable[[], str | None] | None = getattr(source, "setup_dry_run", None)
     with isolated_rng(seed, "setup"):
+        if dry_run and rehearse is not None:
+            return rehearse()
         source.prepare_data()
         source.setup("fit")
         if is_overridden("test_dataloader", source, LightningDataModule):
             source.setup("test")
+    return None
 
 
 def read_source(source: LightningDataModule) -> dict[str, Part]:

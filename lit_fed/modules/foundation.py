@@ -92,11 +92,18 @@ class Source(NamedTuple):
             return AutoConfig.from_pretrained(self.path, **self.options(), **overrides)
 
     def find_file(self, name: str) -> Path | None:
-        """A file of the folder or of the hub repository, fetched if need be; `None` if there is none."""
+        """A file of the folder or of the hub repository, fetched if need be; `None` if there is none.
+
+        With a configuration, and on the meta device, nothing is fetched: a file counts if it is in the cache.
+        """
+        from huggingface_hub import try_to_load_from_cache
         from transformers.utils import cached_file
 
         if self.name is None:
             return None
+        if self.config is not None and torch.get_default_device().type == "meta" and not self.is_folder:
+            cached = try_to_load_from_cache(self.name, name)
+            return Path(cached) if isinstance(cached, str) else None
         found = cached_file(self.path, name, **self.options(), _raise_exceptions_for_missing_entries=False)
         return Path(found) if found else None
 

@@ -1,5 +1,6 @@
-"""Every configuration in `configs/` runs: one round, on the CPU."""
+"""Every configuration in `configs/` runs: one round, on the CPU; those at the scale of a paper, a dry run."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import yaml
 from lit_fed.cli import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if "suites" not in path.parts)
+PAPER_SCALE = sorted(CONFIGS.rglob("vit_b16_*.yaml"))
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if "suites" not in path.parts and path not in PAPER_SCALE)
 ONE_ROUND = {
     "rounds": 1,
     "accelerator": "cpu",
@@ -21,6 +23,7 @@ ONE_ROUND = {
 
 def test_there_are_some() -> None:
     assert CONFIGS / "quickstart.yaml" in FILES
+    assert CONFIGS / "fedra" / "vit_b16_domainnet.yaml" in PAPER_SCALE
 
 
 @pytest.mark.slow
@@ -71,3 +74,60 @@ def write_encoder(folder: Path, vocabulary: Path) -> None:
     pooling = folder / "1_Pooling"
     pooling.mkdir()
     (pooling / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+
+
+# ViT-B/16, LoRA of rank 8 on W (out, in): A (8, in), B (out, 8). The patch embedding is a linear map of 16 x 16 x 3.
+BLOCK = 8 * (768 + 768) + 8 * (3072 + 768)  # o_proj and fc2: 43,008
+PATCH_EMBEDDING = 8 * (16 * 16 * 3 + 768)  # 12,288
+HEADS = {"vit_b16_domainnet": 768 * 100 + 100, "vit_b16_nicopp": 768 * 60 + 60}
+CAPACITIES = [12, 10, 8, 6, 4, 3]
+# What FedRA's authors have their clients train on 100 classes, and MB (1e6 bytes) each way in float32. Theirs include
+# the final norm's 2 x 768 numbers, which are frozen and do not travel here.
+PUBLISHED = {
+    12: (605_284, 2.43), 10: (519_268, 2.08), 8: (433_252, 1.74), 6: (347_236, 1.40), 4: (261_220, 1.05),
+    3: (218_212, 0.88),
+}  # fmt: skip
+
+
+def dry_run(path: Path, *more: str, capsys: pytest.CaptureFixture[str]) -> tuple[str, dict[str, list[int]]]:
+    """What it says, and of each client: examples, blocks, bytes down, bytes up."""
+    assert main(["fit", "--config", str(path), *more, "--federation.dry_run=true"]) == 0
+    said = capsys.readouterr().out
+    rows = re.findall(r"│ *([\w-]+) *│ *([\d,]+) *│ *([\d,]+) *│ *([\d,]+) *│ *([\d,]+) *│", said)
+    return said, {client: [int(number.replace(",", "")) for number in numbers] for client, *numbers in rows}
+
+
+@pytest.mark.parametrize("path", PAPER_SCALE, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_dry_run_at_the_scale_of_the_paper(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_network: list[object], capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no pictures, no lists
+    said, clients = dry_run(path, capsys=capsys)
+    domains = sorted(yaml.safe_load(path.read_text())["data"]["source"]["init_args"]["domains"])
+    assert list(clients) == domains
+    for capacity, (_, blocks, down, up) in zip(CAPACITIES, clients.values(), strict=True):
+        trainable = capacity * BLOCK + PATCH_EMBEDDING + HEADS[path.stem]
+        assert (blocks, down, up) == (capacity, 4 * trainable, 4 * trainable)
+        if path.stem == "vit_b16_domainnet":
+            assert trainable == PUBLISHED[capacity][0]
+            assert round((up + 4 * 2 * 768) / 1e6, 2) == PUBLISHED[capacity][1]
+    assert f"{12 * BLOCK + PATCH_EMBEDDING + HEADS[path.stem]:,} of " in said
+    assert "12 of 12 lists are missing" in said
+    assert "1000 pictures" in said
+    assert no_network == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_skewed_variant_draws_one_client_a_domain(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    # As the comment at the top of the configuration has it.
+    path = CONFIGS / "fedra" / "vit_b16_domainnet.yaml"
+    comment = path.read_text().split("is a second --config file with\n")[1].partition("\nseed_everything")[0]
+    skewed = tmp_path / "skewed.yaml"
+    skewed.write_text("\n".join(line.removeprefix("# ") for line in comment.splitlines()))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    _, clients = dry_run(path, "--config", str(skewed), capsys=capsys)
+    domains = yaml.safe_load(path.read_text())["data"]["source"]["init_args"]["domains"]
+    assert [client.partition("-")[0] for client in clients] == sorted(domains)
+    assert [row[1] for row in clients.values()] == CAPACITIES
+    assert all(10 <= row[0] < 1000 for row in clients.values())

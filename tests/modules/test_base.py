@@ -59,11 +59,13 @@ def test_the_meta_device_holds_shapes_only(config: Any) -> None:
     assert {n: p.shape for n, p in shapes.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
 
 
-def test_a_configuration_stands_in_for_a_model_that_is_not_here(config: Any) -> None:
-    with torch.device("meta"):
-        module = ImageClassifier(3, model="somebody/not-downloaded", config=config("vit"))
-        module.configure_model()
-    assert sum(p.numel() for p in module.parameters()) > 0
+def test_a_configuration_stands_in_for_a_model_that_is_not_here(config: Any, no_network: list[Any]) -> None:
+    for kind, model_type in ((ImageClassifier, "vit"), (TextClassifier, "bert")):
+        with torch.device("meta"):
+            module = kind(3, model="somebody/not-downloaded", config=config(model_type))
+            module.configure_model()
+        assert sum(p.numel() for p in module.parameters()) > 0
+    assert no_network == []
 
 
 def test_only_lora_and_head_are_trained(config: Any) -> None:
