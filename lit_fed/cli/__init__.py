@@ -1,4 +1,4 @@
-"""The command line: ``lit-fed fit | validate | test | predict | partition | export``.
+"""The command line: ``lit-fed fit | validate | test | predict | partition | suite | compare | export``.
 
 What a command does for itself is parsed here, with nothing but the standard library, so that help comes at once. The
 settings of a federation are parsed from signatures, in `lit_fed.cli.settings`.
@@ -63,7 +63,8 @@ def _run(command: str, options: argparse.Namespace, rest: list[str]) -> int:
     except LitFedError as error:
         return _fail(str(error), FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted. `lit-fed fit ... --ckpt_path last` continues from the last checkpoint.", INTERRUPTED)
+        again = "The same command" if command == "suite" else "`lit-fed fit ... --ckpt_path last`"
+        return _fail(f"interrupted. {again} continues from the last checkpoint.", INTERRUPTED)
     return 0
 
 
@@ -114,12 +115,51 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--to", metavar="FILE", help="JSON lines, an example each (default: RUN/predictions.jsonl)")
     partition = add("partition", "show who holds what, without training")
     partition.add_argument("--picture", metavar="FILE", help="draw it, as PNG, PDF or SVG")
+    suite = add("suite", "run many experiments with many seeds, and compare them", settings=False)
+    suite.add_argument("--config", metavar="FILE", required=True, help="which; see configs/suites/")
+    suite.add_argument("--run_dir", metavar="DIR", help="in place of the file's")
+    suite.add_argument("--seeds", metavar="0,1,2", type=_seeds, help="in place of the file's")
+    suite.add_argument(
+        "--only", metavar="NAME", nargs="+", help="run these experiments, and compare all that is finished"
+    )
+    suite.add_argument(
+        "--processes", metavar="N", type=_count, help="runs at a time (default: as processors or GPUs allow)"
+    )
+    suite.add_argument(
+        "--threads", metavar="N", type=_count, default=1, help="of each run; as many give the same bytes (default: 1)"
+    )
+    compare = add("compare", "put finished runs side by side", settings=False)
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="run folders")
+    compare.add_argument("--to", metavar="DIR", help="write table.md, table.csv and figure.png here")
+    compare.add_argument("--baseline", metavar="NAME", help="test the others against it, paired by seed")
+    compare.add_argument(
+        "--metric", metavar="NAME", help="to compare by (default: accuracy, or the first of the runs')"
+    )
+    compare.add_argument(
+        "--name",
+        metavar="NAME",
+        nargs="+",
+        help="a name for each run (default: its algorithm's); runs of one name are seeds of one experiment",
+    )
     export = add("export", "write the adapter of a run for PEFT, or the whole model", settings=False)
     export.add_argument("run", metavar="RUN", help="the run folder")
     export.add_argument("--to", metavar="DIR", required=True, help="a new folder")
     export.add_argument("--client", metavar="ID", help="the adapter of this client; without it, the global one")
     export.add_argument("--merge", action="store_true", help="the model with the adapter merged into its weights")
     return parser
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(seed) for seed in text.strip("[]").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected integers with commas between them, but got {text!r}") from None
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, but got {text!r}")
+    return int(text)
 
 
 def _version() -> str:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from lit_fed.cli import tables
 from lit_fed.cli.process import first_process
-from lit_fed.core.errors import ConfigError
+from lit_fed.core.errors import ConfigError, LitFedError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from lit_fed.cli.settings import Settings
 
@@ -62,8 +62,7 @@ def export(options: Namespace, rest: list[str]) -> None:
     """Write an adapter for PEFT, or the merged model."""
     from lit_fed.integrations.export import export_adapter, export_merged
 
-    if rest:
-        raise ConfigError(f"Expected no further arguments, but got {' '.join(rest)}. See `lit-fed export --help`.")
+    _nothing_else(options, rest)
     run, to = Path(options.run), Path(options.to)
     if not options.merge:
         export_adapter(run, to, options.client)
@@ -71,6 +70,42 @@ def export(options: Namespace, rest: list[str]) -> None:
         module = _run_settings(str(run), []).module()
         export_merged(module, run, to, options.client)
     _say(f"exported: {to}")
+
+
+def suite(options: Namespace, rest: list[str]) -> None:
+    """Run many experiments with many seeds, and compare them."""
+    from lit_fed.cli.suite_file import read_suite
+
+    _nothing_else(options, rest)
+    wanted = read_suite(Path(options.config), options.run_dir, options.seeds)
+    chosen = wanted.chosen(options.only)
+    from lit_fed.cli.suite import run_suite  # takes seconds, which nobody should wait for a typing error
+
+    outcome = run_suite(wanted, chosen, options.processes, options.threads)
+    if outcome.comparison is not None:
+        _print(outcome.comparison)
+        _say(f"table.md, table.csv, figure.png: {outcome.folder}")
+    if outcome.failures:
+        raise LitFedError(outcome.failures)
+
+
+def compare(options: Namespace, rest: list[str]) -> None:
+    """Put finished runs side by side."""
+    from lit_fed.suite import compare as compared
+
+    _nothing_else(options, rest)
+    comparison = compared(options.runs, names=options.name, metric=options.metric, baseline=options.baseline)
+    _print(comparison)
+    if options.to is not None:
+        comparison.save(options.to)
+        _say(f"table.md, table.csv, figure.png: {options.to}")
+
+
+def _nothing_else(options: Namespace, rest: list[str]) -> None:
+    if rest:
+        raise ConfigError(
+            f"Expected no further arguments, but got {' '.join(rest)}. See `lit-fed {options.command} --help`."
+        )
 
 
 def _settings(options: Namespace, rest: list[str]) -> "Settings":
@@ -96,7 +131,7 @@ def _run_settings(run: str, rest: list[str]) -> "Settings":
     return Settings(["--config", str(config), *rest])
 
 
-def _print(table: "Table") -> None:
+def _print(table: "RenderableType") -> None:
     from rich.console import Console
 
     if first_process():

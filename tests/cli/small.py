@@ -15,6 +15,13 @@ class Predicting(Net):
         return {"probs": probs, "label": probs.argmax(-1)}
 
 
+class Failing(Net):
+    """Cannot be trained."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        raise ArithmeticError("the sums do not add up")
+
+
 class Unbuildable(Net):
     """Cannot be built."""
 

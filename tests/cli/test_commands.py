@@ -19,7 +19,7 @@ data:
   val_fraction: 0.25
   test_fraction: 0.25
 algorithm: {class_path: FedAvg, init_args: {local_steps: 1}}
-federation: {rounds: 1, accelerator: cpu, progress: false}
+federation: {rounds: 1, accelerator: cpu, progress: false, pictures: false}
 """
 
 

@@ -110,13 +110,10 @@ def test_what_a_constructor_draws_depends_on_the_seed_alone(base: list[str]) -> 
             "Expected `federation.parallel` to be 'clients' or 'within', but got 'client'.",
         ),
         ("federation: 3", "Expected `federation` to hold settings by name, but got 3."),
-        (
-            "algorithm: FedAwg",
-            "Expected `algorithm` to be a class path, or one of Centralized, FedAdam, FedAvg, FedAvgM, FedProx,",
-        ),
+        ("algorithm: FedAwg", "Expected `algorithm` to be a class path, or one of AllLarge, AllSmall, Centralized,"),
         ("algorithm: {class_path: FedAwg}", "but got 'FedAwg'. Did you mean 'FedAvg'?"),
-        ("algorithm: ImageClassifier", "Expected `algorithm` to be a class path, or one of Centralized,"),
-        ("algorithm: lit_fed.algorithms.base.Algorithm", "Expected `algorithm` to be a class path, or one of Centr"),
+        ("algorithm: ImageClassifier", "Expected `algorithm` to be a class path, or one of AllLarge,"),
+        ("algorithm: lit_fed.algorithms.base.Algorithm", "Expected `algorithm` to be a class path, or one of AllL"),
         (
             "algorithm: {class_path: FedAvg, init_args: {local_stes: 4}}",
             "There is no setting `algorithm.local_stes`. Did you mean 'local_steps'? "

@@ -1,0 +1,11 @@
+import pytest
+
+from lit_fed.core.units import readable_bytes
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_250_000, "1.2 MB"), (2e9, "2.0 GB"), (5e12, "5000.0 GB")],
+)
+def test_bytes_in_powers_of_a_thousand(count: float, said: str) -> None:
+    assert readable_bytes(count) == said
