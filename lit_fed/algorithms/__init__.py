@@ -1,22 +1,44 @@
 """Federated methods, one a file."""
 
+from lit_fed.algorithms.all_large import AllLarge
+from lit_fed.algorithms.all_small import AllSmall
 from lit_fed.algorithms.base import Algorithm, Learner, Serving, Step
 from lit_fed.algorithms.centralized import Centralized
+from lit_fed.algorithms.depth_fl import DepthFL
+from lit_fed.algorithms.exclusive_fl import ExclusiveFL
 from lit_fed.algorithms.fedavg import FedAvg
+from lit_fed.algorithms.fedex_lora import FedExLoRA
 from lit_fed.algorithms.fedprox import FedProx
+from lit_fed.algorithms.fedra import FedRA
+from lit_fed.algorithms.ffa_lora import FFALoRA
+from lit_fed.algorithms.flex_lora import FlexLoRA
+from lit_fed.algorithms.flora import FLoRA
 from lit_fed.algorithms.frozen import Frozen
+from lit_fed.algorithms.het_lora import HetLoRA
+from lit_fed.algorithms.inclusive_fl import InclusiveFL
 from lit_fed.algorithms.local import Local
 from lit_fed.algorithms.server_opt import FedAdam, FedAvgM, FedYogi
 
 __all__ = [
     "Algorithm",
+    "AllLarge",
+    "AllSmall",
     "Centralized",
+    "DepthFL",
+    "ExclusiveFL",
+    "FFALoRA",
+    "FLoRA",
     "FedAdam",
     "FedAvg",
     "FedAvgM",
+    "FedExLoRA",
     "FedProx",
+    "FedRA",
     "FedYogi",
+    "FlexLoRA",
     "Frozen",
+    "HetLoRA",
+    "InclusiveFL",
     "Learner",
     "Local",
     "Serving",

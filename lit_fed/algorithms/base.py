@@ -6,12 +6,12 @@ hidden; what must survive a restart is in `Server` or `Private`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 from torch import Tensor
 
-from lit_fed.core.types import AdapterState, Client, ClientId, FitResult, ModelInfo, Private, Server, Task, Update
+from lit_fed.core.types import AdapterState, Client, ClientId, FitResult, Private, Server, Setting, Task, Update
 
 GLOBAL, LOCAL = "global", "local"
 
@@ -39,6 +39,13 @@ class Step(Protocol):
 
     def features(self, slot: str | None = GLOBAL) -> Tensor:
         """What the head sees, with one slot active. Shape (B, D)."""
+        ...
+
+    def exit_logits(self, depths: Sequence[int]) -> list[Tensor]:
+        """Logits after each of these numbers of blocks, from one pass through the blocks. Shapes (B, ..., C).
+
+        At a depth of `Algorithm.exits` they are those of its own head, else of the task head.
+        """
         ...
 
     def targets(self) -> Tensor:
@@ -69,6 +76,13 @@ class Learner(Protocol):
 
     def load(self, adapter: AdapterState, slot: str = GLOBAL) -> None:
         """Copy tensors into a slot in place; names that are absent keep their values."""
+        ...
+
+    def fold(self, deltas: AdapterState) -> None:
+        """Add to frozen weights: those named are the module's own plus their delta, all others the module's own.
+
+        Names end in ``.delta``, see `lit_fed.core.names`. Holds until the end of the turn, or the next call.
+        """
         ...
 
     def state(self, slot: str = GLOBAL) -> dict[str, Tensor]:
@@ -104,6 +118,8 @@ class Serving:
     """The blocks of the model it runs (`None`: all)."""
     predict: Predict | None = None
     """How slots become logits; `None`: the module's own forward with slot ``"global"``."""
+    folded: AdapterState = field(default_factory=dict)
+    """What is folded into the frozen weights: names that end in ``.delta``."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +151,8 @@ class Algorithm(ABC):
     """Named adapters the method needs in the module."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Methods the module must offer beyond Lightning's: of ``logits``, ``features``, ``targets``."""
+    folds: ClassVar[bool] = False
+    """Whether it adds to the frozen weights of the layers with LoRA."""
     pools_clients: ClassVar[bool] = False
     """Whether all training data are one client's (the centralized ceiling)."""
 
@@ -143,17 +161,26 @@ class Algorithm(ABC):
             local_epochs = 1
         self.budget = Budget(local_steps, local_epochs)
 
-    def problems(self, model: ModelInfo, clients: Sequence[Client]) -> list[str]:
+    @property
+    def measures_memory(self) -> bool:
+        """Whether `Setting.model.training_bytes` is to be measured."""
+        return False
+
+    def problems(self, setting: Setting) -> list[str]:
         """What is wrong with the settings, for this model and these clients; one sentence each, all at once."""
         return self.budget.problems()
 
-    def init(self, adapter: AdapterState, model: ModelInfo) -> Server:
+    def exits(self, setting: Setting) -> tuple[int, ...]:
+        """Depths, in blocks, that get a head of their own, a copy of the task head; asked when nothing is wrong."""
+        return ()
+
+    def init(self, adapter: AdapterState, setting: Setting) -> Server:
         """The server before the first round, from the module's initial adapter."""
         return Server(round=0, adapter=adapter)
 
     @abstractmethod
     def plan(self, server: Server, cohort: Sequence[Client]) -> dict[ClientId, Task]:
-        """What goes down to each client of the cohort. On the server."""
+        """What goes down to each client of the cohort; a client without a task sits the round out. On the server."""
 
     @abstractmethod
     def local(self, learner: Learner, task: Task, private: Private) -> tuple[Update, Private]:

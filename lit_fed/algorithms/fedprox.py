@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lit_fed.algorithms.base import Algorithm, Learner, Objective, Step, broadcast, report
 from lit_fed.core.aggregate import Weights, mean
-from lit_fed.core.types import AdapterState, Client, ClientId, ModelInfo, Private, Server, Task, Update
+from lit_fed.core.types import AdapterState, Client, ClientId, Private, Server, Setting, Task, Update
 
 
 class FedProx(Algorithm):
@@ -46,10 +46,10 @@ class FedProx(Algorithm):
         self.mu = mu
         self.weights: Weights = weights
 
-    def problems(self, model: ModelInfo, clients: Sequence[Client]) -> list[str]:
+    def problems(self, setting: Setting) -> list[str]:
         """A negative `mu` would push clients apart."""
         negative = [f"Expected `algorithm.mu` to be >= 0, but got {self.mu}."] if self.mu < 0 else []
-        return super().problems(model, clients) + negative
+        return super().problems(setting) + negative
 
     def plan(self, server: Server, cohort: Sequence[Client]) -> dict[ClientId, Task]:
         """Everyone gets the global adapter."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from lit_fed.algorithms.base import Algorithm, Learner, report
 from lit_fed.core.aggregate import Weights, mean
 from lit_fed.core.names import is_head
-from lit_fed.core.types import Client, ClientId, ModelInfo, Private, Server, Task, Update
+from lit_fed.core.types import Client, ClientId, Private, Server, Setting, Task, Update
 
 
 class Frozen(Algorithm):
@@ -27,10 +27,10 @@ class Frozen(Algorithm):
         super().__init__(local_steps, local_epochs)
         self.weights: Weights = weights
 
-    def problems(self, model: ModelInfo, clients: Sequence[Client]) -> list[str]:
+    def problems(self, setting: Setting) -> list[str]:
         """Without a head there is nothing to train."""
         missing = "`algorithm: Frozen` trains the task head alone, but the model has none. Use FedAvg."
-        return super().problems(model, clients) + ([] if model.has_head else [missing])
+        return super().problems(setting) + ([] if setting.model.has_head else [missing])
 
     def plan(self, server: Server, cohort: Sequence[Client]) -> dict[ClientId, Task]:
         """Only the head goes down: LoRA stays at its start (B = 0) everywhere."""

@@ -22,7 +22,7 @@ from dataclasses import replace
 from lit_fed.algorithms.base import Algorithm, Learner, broadcast, report
 from lit_fed.core.aggregate import Weights, mean
 from lit_fed.core.server_opt import Adam, ServerOptimizer, Sgd, Yogi
-from lit_fed.core.types import Client, ClientId, ModelInfo, Private, Server, Task, Update
+from lit_fed.core.types import Client, ClientId, Private, Server, Setting, Task, Update
 
 
 class _ServerOptimized(Algorithm):
@@ -35,9 +35,9 @@ class _ServerOptimized(Algorithm):
         self.server_opt = server_opt
         self.weights: Weights = weights
 
-    def problems(self, model: ModelInfo, clients: Sequence[Client]) -> list[str]:
+    def problems(self, setting: Setting) -> list[str]:
         """Learning rates and tau are positive, momenta in [0, 1)."""
-        problems = super().problems(model, clients)
+        problems = super().problems(setting)
         for name, value in vars(self.server_opt).items():
             key = {"lr": "server_lr"}.get(name, name)
             if name in ("lr", "tau") and not value > 0:

@@ -1,7 +1,7 @@
 """The one aggregation primitive: per name, the weighted mean over the clients that sent it, else the old value."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -69,14 +69,39 @@ def check_fits(update: Update, old: AdapterState) -> None:
 
 
 def _mean_of(name: str, senders: list[Update], weight_of: dict[str, float]) -> Tensor:
-    total = math.fsum(weight_of[update.client] for update in senders)
-    if total <= 0:
+    weights = [weight_of[update.client] for update in senders]
+    _check_sum(weights, senders, repr(name))
+    return weighted_mean([update.adapter[name] for update in senders], weights)
+
+
+def client_weights(updates: Sequence[Update], weights: Weights) -> list[float]:
+    """The weight of each update, for a mean that is not one of single tensors.
+
+    Raises:
+        ValueError: If weights are negative, not finite, or sum to zero.
+    """
+    found = [client_weight(update, weights) for update in updates]
+    _check_sum(found, updates, "an update")
+    return found
+
+
+def _check_sum(weights: Sequence[float], senders: Sequence[Update], what: str) -> None:
+    if (total := math.fsum(weights)) <= 0:
         raise ValueError(
-            f"Expected the weights of the clients that sent {name!r} to sum to more than 0, but got {total} "
+            f"Expected the weights of the clients that sent {what} to sum to more than 0, but got {total} "
             f"for {[update.client for update in senders]}. "
             "Use `weights: uniform`, or leave out clients without examples."
         )
-    accumulator = torch.zeros_like(senders[0].adapter[name], dtype=torch.float64, device="cpu")
-    for update in senders:
-        accumulator.add_(update.adapter[name].to("cpu", torch.float64), alpha=weight_of[update.client])
-    return accumulator.div_(total)
+
+
+def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The mean of tensors of one shape, in float64 on the CPU, summed in the order given.
+
+    Args:
+        tensors: One or more.
+        weights: One each, >= 0, with a positive sum.
+    """
+    accumulator = torch.zeros_like(tensors[0], dtype=torch.float64, device="cpu")
+    for tensor, weight in zip(tensors, weights, strict=True):
+        accumulator.add_(tensor.to("cpu", torch.float64), alpha=weight)
+    return accumulator.div_(math.fsum(weights))

@@ -1,11 +1,14 @@
 """Who takes part in a round, and which process does whose work."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 
 from lit_fed.core.seeding import generator
 from lit_fed.core.types import Client, ClientId
+
+Sampling = Literal["uniform", "per_domain"]
 
 
 def cohort_size(num_clients: int, cohort: int | float) -> int:
@@ -13,28 +16,68 @@ def cohort_size(num_clients: int, cohort: int | float) -> int:
     return cohort if isinstance(cohort, int) else max(1, round(cohort * num_clients))
 
 
-def sample_cohort(clients: Sequence[Client], cohort: int | float, seed: int, round: int) -> list[Client]:
-    """Draw the cohort of a round, uniformly and without replacement.
+def sample_cohort(
+    clients: Sequence[Client], cohort: int | float, seed: int, round: int, sampling: Sampling = "uniform"
+) -> list[Client]:
+    """Draw the cohort of a round, without replacement.
 
     Args:
         clients: All registered clients.
         cohort: A number of clients (int) or a fraction of them (float in (0, 1]).
         seed: The federation's seed.
         round: The round, from 0. The draw depends on `(seed, round)` and on the ids, not on earlier rounds.
+        sampling: ``"uniform"`` over all clients, or ``"per_domain"``: as many from each domain.
 
     Returns:
         The cohort in client-id order.
 
     Raises:
-        ValueError: If the cohort is larger than the federation, smaller than one, or a fraction outside (0, 1].
+        ValueError: If the cohort is larger than the federation, smaller than one, or a fraction outside (0, 1]; or if
+            it cannot be drawn from the domains in equal parts.
     """
+    if sampling == "per_domain":
+        if problems := per_domain_problems(clients, cohort):
+            raise ValueError(problems[0])
+        groups = by_domain(clients)
+        share = cohort_size(len(clients), cohort) // len(groups)
+        drawn = [_draw(group, share, generator(seed, "cohort", round, domain)) for domain, group in groups.items()]
+        return sorted((client for group in drawn for client in group), key=lambda client: client.id)
     size = cohort_size(len(clients), cohort)
     if not (1 <= size <= len(clients) and cohort > 0):
         raise ValueError(f"Expected `cohort` to be from 1 to {len(clients)} clients, but got {cohort}.")
     ordered = sorted(clients, key=lambda client: client.id)
-    if size == len(ordered):
-        return ordered
-    chosen = torch.randperm(len(ordered), generator=generator(seed, "cohort", round))[:size]
+    return ordered if size == len(ordered) else _draw(ordered, size, generator(seed, "cohort", round))
+
+
+def by_domain(clients: Sequence[Client]) -> dict[str, list[Client]]:
+    """Domain -> its clients in client-id order; clients without a domain are in none."""
+    groups: dict[str, list[Client]] = {}
+    for client in sorted(clients, key=lambda client: (client.domain or "", client.id)):
+        if client.domain is not None:
+            groups.setdefault(client.domain, []).append(client)
+    return groups
+
+
+def per_domain_problems(clients: Sequence[Client], cohort: int | float) -> list[str]:
+    """Why a cohort cannot be drawn from the domains in equal parts, in the words of the configuration."""
+    if homeless := [client.id for client in clients if client.domain is None]:
+        return [
+            "`federation.sampling: per_domain` needs clients that have one domain each, but these have none: "
+            f"{homeless[:5]}. Use `uniform`, or data with domains."
+        ]
+    groups, size = by_domain(clients), cohort_size(len(clients), cohort)
+    smallest = min(len(group) for group in groups.values())
+    share, rest = divmod(size, len(groups))
+    if rest or not 1 <= share <= smallest:
+        return [
+            f"`federation.sampling: per_domain` draws equal parts from {len(groups)} domains, the smallest with "
+            f"{smallest} clients, which does not go with a cohort of {size}. Use a multiple of {len(groups)}."
+        ]
+    return []
+
+
+def _draw(ordered: Sequence[Client], size: int, random: torch.Generator) -> list[Client]:
+    chosen = torch.randperm(len(ordered), generator=random)[:size]
     return [ordered[i] for i in sorted(chosen.tolist())]
 
 

@@ -43,6 +43,24 @@ class ModelInfo:
     trainable_parameters: int
     block_bytes: tuple[int, ...] = ()
     """Bytes of the frozen weights of each block."""
+    training_bytes: tuple[int, int] | None = None
+    """Measured peak memory of a training step: what it takes without any block, and what each block adds. Only for
+    algorithms that ask for it."""
+    rank: int = 0
+    """LoRA rank, the largest if layers differ; 0 without LoRA."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an algorithm may know of a federation before the first round."""
+
+    model: ModelInfo
+    clients: tuple[Client, ...]
+    """Everyone registered, in client-id order."""
+    cohort_size: int
+    """Clients of a round."""
+    seed: int = 0
+    """For `lit_fed.core.seeding.generator`."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,10 @@ class Server:
     """The global adapter."""
     state: Tree = field(default_factory=dict)
     """Anything else an algorithm carries from round to round (momentum, stage, triggers)."""
+    seed: int = 0
+    """The federation's seed, for `lit_fed.core.seeding.generator`; set by the engine."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Numbers about the last merge, logged as ``server/<name>`` and drawn over rounds; no part of the state."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 With learning rate 1/4, n plain steps from s towards the target t end in t + (3/4)^n (s - t).
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from lit_fed.algorithms import Centralized, FedAvg, FedProx, Frozen, Local
 from lit_fed.algorithms.base import Algorithm
 from lit_fed.algorithms.fedprox import proximal
 from lit_fed.core.types import Client, Task
-from tests.algorithms.toy import BATCHES, INFO, ToyFederation, ToyLearner, ToyStep, adapter, values
+from tests.algorithms.toy import BATCHES, INFO, ToyFederation, ToyLearner, ToyStep, adapter, setting_of, values
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 START = adapter(0, 0, 0)
@@ -66,7 +68,7 @@ def test_budget(budget: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("budget", [{"local_steps": 1, "local_epochs": 1}, {"local_steps": 0}, {"local_epochs": -1}])
 def test_impossible_budgets_are_told_by_their_keys(budget: dict[str, int]) -> None:
-    [problem] = FedAvg(**budget).problems(INFO, [A, B])
+    [problem] = FedAvg(**budget).problems(setting_of([A, B]))
     assert all(f"`algorithm.{key}`" in problem for key in budget)
 
 
@@ -97,8 +99,8 @@ def test_proximal_gradient() -> None:
 
 
 def test_fedprox_refuses_to_push_apart() -> None:
-    assert FedProx(mu=-0.1).problems(INFO, [A]) == ["Expected `algorithm.mu` to be >= 0, but got -0.1."]
-    assert FedProx(mu=0.0).problems(INFO, [A]) == []
+    assert FedProx(mu=-0.1).problems(setting_of([A])) == ["Expected `algorithm.mu` to be >= 0, but got -0.1."]
+    assert FedProx(mu=0.0).problems(setting_of([A])) == []
 
 
 def test_local_sends_nothing_and_goes_on_with_its_own() -> None:
@@ -125,9 +127,9 @@ def test_frozen_does_not_even_train_the_rest() -> None:
 
 
 def test_frozen_needs_a_head() -> None:
-    without = type(INFO)(num_blocks=1, has_head=False, total_parameters=9, trainable_parameters=9)
-    assert "has none" in Frozen().problems(without, [A])[0]
-    assert Frozen().problems(INFO, [A]) == []
+    without = replace(setting_of([A]), model=replace(INFO, has_head=False))
+    assert "has none" in Frozen().problems(without)[0]
+    assert Frozen().problems(setting_of([A])) == []
 
 
 @pytest.mark.parametrize(("stands_for", "steps"), [(1, 2), (6, 12)])

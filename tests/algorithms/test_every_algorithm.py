@@ -10,7 +10,7 @@ import lit_fed.algorithms
 from lit_fed.algorithms.base import GLOBAL, Algorithm
 from lit_fed.core.tree import digest, flatten
 from lit_fed.core.types import Client, Tree
-from tests.algorithms.toy import INFO, ToyFederation, adapter
+from tests.algorithms.toy import ToyFederation, adapter, setting_of
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 EXPORTED = [getattr(lit_fed.algorithms, name) for name in lit_fed.algorithms.__all__]
@@ -22,7 +22,7 @@ CLIENTS = [Client("a", 5), Client("b", 3), Client("c", 2)]
 
 def federation(kind: type[Algorithm], order: tuple[int, ...] = (0, 1, 2)) -> ToyFederation:
     rng = torch.Generator().manual_seed(0)
-    targets = [{name: torch.randn(2, generator=rng) for name in adapter(0, 0, 0)} for _ in CLIENTS]
+    targets = [{n: torch.randn(t.shape, generator=rng) for n, t in adapter(0, 0, 0).items()} for _ in CLIENTS]
     clients = {CLIENTS[i]: targets[i] for i in order}
     if kind.pools_clients:
         clients = {Client("all", 10, stands_for=3): targets[0]}
@@ -92,4 +92,4 @@ def test_serves_a_new_client_and_a_known_one(kind: type[Algorithm]) -> None:
 
 
 def test_settings_are_fine_by_default(kind: type[Algorithm]) -> None:
-    assert kind().problems(INFO, CLIENTS) == []
+    assert kind().problems(setting_of(CLIENTS)) == []

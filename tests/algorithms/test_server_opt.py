@@ -8,7 +8,7 @@ import torch
 from lit_fed.algorithms import FedAdam, FedAvg, FedAvgM, FedYogi
 from lit_fed.algorithms.base import Algorithm
 from lit_fed.core.types import Client
-from tests.algorithms.toy import INFO, ToyFederation, adapter, values
+from tests.algorithms.toy import ToyFederation, adapter, setting_of, values
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 A, B = Client("a", 1), Client("b", 3)
@@ -80,6 +80,6 @@ def test_the_server_remembers_and_passes_its_state_on() -> None:
     ],
 )
 def test_impossible_settings_are_told_all_at_once(algorithm: Algorithm, keys: list[str]) -> None:
-    problems = algorithm.problems(INFO, [A])
+    problems = algorithm.problems(setting_of([A]))
     assert len(problems) == len(keys)
     assert all(any(f"`algorithm.{key}`" in problem for problem in problems) for key in keys)

@@ -1,23 +1,31 @@
 """A learner without Lightning: the loss is half the squared distance to the client's target, training is plain SGD."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_fed.algorithms.base import GLOBAL, Algorithm, Objective, Predict, Where
-from lit_fed.core.types import AdapterState, Client, FitResult, ModelInfo, Private, Server, Update
+from lit_fed.core.types import AdapterState, Client, FitResult, ModelInfo, Private, Server, Setting, Update
 
 NAMES = ("blocks.0.q.lora_A", "blocks.0.q.lora_B", "head.weight")
-INFO = ModelInfo(num_blocks=1, has_head=True, total_parameters=100, trainable_parameters=6)
+SHAPES = ((2, 2), (2, 2), (2,))  # a layer of two inputs and two outputs with LoRA of rank 2, and a bias
+INFO = ModelInfo(num_blocks=1, has_head=True, total_parameters=100, trainable_parameters=10, rank=2)
 LR, BATCHES = 0.25, 2  # an epoch has two batches
 
 
+def setting_of(clients: Iterable[Client]) -> Setting:
+    """A federation in which everybody takes part in every round."""
+    everyone = tuple(clients)
+    return Setting(INFO, everyone, len(everyone))
+
+
 def adapter(*values: float) -> dict[str, Tensor]:
-    """An adapter whose tensors hold one value each, twice."""
-    return {name: torch.full((2,), float(value)) for name, value in zip(NAMES, values, strict=True)}
+    """An adapter whose tensors hold one value each, in all places."""
+    named = zip(NAMES, SHAPES, values, strict=True)
+    return {name: torch.full(shape, float(value)) for name, shape, value in named}
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,16 @@ class ToyStep:
     def loss(self) -> Tensor:
         return sum((p - self.target[name]).square().sum() / 2 for name, p in self.parameters.items())
 
+    def exit_logits(self, depths: Sequence[int]) -> list[Tensor]:
+        return [depth * _total(self.parameters) for depth in depths]
+
+    def targets(self) -> Tensor:
+        return _total(self.target).argmax(1)
+
+
+def _total(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([tensor.reshape(-1, 2).sum(0) for tensor in tensors.values()]).sum(0, keepdim=True)
+
 
 class ToyLearner:
     """A client's turn over a module that is a dict of tensors; keeps no slot but the global one's name."""
@@ -39,16 +57,22 @@ class ToyLearner:
         self.client, self.round, self.target = client, round, target
         self.slots = {GLOBAL: {name: tensor.clone() for name, tensor in initial.items()}}
         self.active = set(initial)
+        self.folded: AdapterState = {}
 
     def load(self, adapter: AdapterState, slot: str = GLOBAL) -> None:
         for name, tensor in adapter.items():
             self.slots[slot][name].copy_(tensor)
 
+    def fold(self, deltas: AdapterState) -> None:
+        """The loss knows no frozen weights, but they have a shape."""
+        assert all(name == "blocks.0.q.delta" and delta.shape == (2, 2) for name, delta in deltas.items())
+        self.folded = dict(deltas)
+
     def state(self, slot: str = GLOBAL) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.slots[slot].items()}
 
-    def select_blocks(self, blocks: object) -> None:
-        raise NotImplementedError
+    def select_blocks(self, blocks: Sequence[int] | None) -> None:
+        assert blocks is None or tuple(blocks) == (0,), "the toy has one block"
 
     def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
         self.active = {name for name in self.slots[slot] if where is None or where(name)}
@@ -78,7 +102,7 @@ class ToyFederation:
         self, algorithm: Algorithm, clients: Mapping[Client, Mapping[str, Tensor]], start: AdapterState
     ) -> None:
         self.algorithm, self.clients, self.start = algorithm, dict(clients), start
-        self.server: Server = algorithm.init(start, INFO)
+        self.server: Server = replace(algorithm.init(start, setting_of(clients)), seed=0)
         self.private: dict[str, Private] = {client.id: {} for client in clients}
         self.updates: list[Update] = []
 
@@ -102,5 +126,6 @@ class ToyFederation:
 
 def values(state: AdapterState) -> list[float]:
     """The one value of each tensor, by the order of `NAMES`; an error if a tensor holds several."""
-    assert all(torch.equal(tensor, tensor[:1].expand_as(tensor)) for tensor in state.values())
-    return [state[name][0].item() for name in NAMES if name in state]
+    flat = {name: tensor.flatten() for name, tensor in state.items()}
+    assert all(torch.equal(tensor, tensor[:1].expand_as(tensor)) for tensor in flat.values())
+    return [flat[name][0].item() for name in NAMES if name in flat]

@@ -1,6 +1,6 @@
 import pytest
 
-from lit_fed.core.names import block_of, factor_of, is_head
+from lit_fed.core.names import block_of, exit_of, factor_of, is_head
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,17 @@ def test_what_a_name_says(name: str, block: int | None, head: bool, factor: str 
     assert block_of(name) == block
     assert is_head(name) is head
     assert factor_of(name) == factor
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("exits.4.weight", 4),
+        ("exits.11.pre_classifier.bias", 11),
+        ("head.weight", None),
+        ("blocks.4.exits.lora_A", None),
+        ("other.exits.4.weight", None),  # a user's own
+    ],
+)
+def test_the_exit_a_name_belongs_to(name: str, depth: int | None) -> None:
+    assert exit_of(name) == depth

@@ -2,7 +2,7 @@ from itertools import product
 
 import pytest
 
-from lit_fed.core.sampling import cohort_size, deal, sample_cohort
+from lit_fed.core.sampling import cohort_size, deal, per_domain_problems, sample_cohort
 from lit_fed.core.types import Client
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -88,3 +88,39 @@ def test_deal_is_within_four_thirds_of_the_best(costs: tuple[int, ...], num_proc
 def test_deal_does_not_depend_on_the_order_of_clients() -> None:
     costs = {"a": 2.0, "b": 2.0, "c": 1.0, "d": 1.0}
     assert deal(costs, 2) == deal(dict(reversed(costs.items())), 2) == [["a", "c"], ["b", "d"]]
+
+
+DOMAINS = [Client(f"{domain}-{i}", 5, domain) for domain in ("ink", "lead", "oil") for i in range(4)]
+
+
+def test_per_domain_draws_as_many_from_each() -> None:
+    seen: set[str] = set()
+    for round in range(40):
+        cohort = ids(sample_cohort(DOMAINS, 6, 0, round, "per_domain"))
+        assert cohort == sorted(cohort)
+        assert [client.partition("-")[0] for client in cohort] == ["ink", "ink", "lead", "lead", "oil", "oil"]
+        assert ids(sample_cohort(DOMAINS[::-1], 6, 0, round, "per_domain")) == cohort
+        seen |= set(cohort)
+    assert seen == set(ids(DOMAINS))
+
+
+def test_per_domain_draws_of_different_domains_are_independent() -> None:
+    """Of 300 rounds, two domains draw the same number a quarter of the time."""
+    cohorts = [ids(sample_cohort(DOMAINS, 3, 0, round, "per_domain")) for round in range(300)]
+    same = sum(cohort[0][-1] == cohort[1][-1] for cohort in cohorts)
+    assert abs(same - 75) < 4 * (300 * 3 / 16) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("clients", "cohort", "message"),
+    [
+        (DOMAINS, 4, "Use a multiple of 3"),
+        (DOMAINS, 2, "does not go with a cohort of 2"),
+        ([*DOMAINS[1:], Client("x", 1, "chalk")], 8, "from 4 domains, the smallest with 1"),
+        ([*DOMAINS, Client("stray", 1)], 3, "have none: \\['stray'\\]"),
+    ],
+)
+def test_per_domain_that_cannot_be(clients: list[Client], cohort: int, message: str) -> None:
+    assert len(per_domain_problems(clients, cohort)) == 1
+    with pytest.raises(ValueError, match=message):
+        sample_cohort(clients, cohort, 0, 0, "per_domain")
