@@ -1,9 +1,11 @@
 """What is trained of a model and travels: adapters by slot and canonical name, LoRA through PEFT, blocks."""
 
 from lit_fed.adapters.blocks import BlockStack, find_blocks, require_blocks
+from lit_fed.adapters.exits import attach_exits
 from lit_fed.adapters.folder import load_adapter, save_adapter
 from lit_fed.adapters.lora import add_lora, add_lora_, add_slot
 from lit_fed.adapters.state import AdapterView
+from lit_fed.adapters.submodel import load_submodel
 
 __all__ = [
     "AdapterView",
@@ -11,8 +13,10 @@ __all__ = [
     "add_lora",
     "add_lora_",
     "add_slot",
+    "attach_exits",
     "find_blocks",
     "load_adapter",
+    "load_submodel",
     "require_blocks",
     "save_adapter",
 ]

@@ -1,6 +1,6 @@
 """The transformer blocks of a backbone, found by structure, and sub-models made of some of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,6 +38,8 @@ class BlockStack:
         self._places = [(m, name) for m in root.modules() for name, child in m._modules.items() if child is full]
         self._positions = Positions(root, path, self.blocks)
         self._selected = tuple(range(len(self.blocks)))
+        self.on_select: Callable[[Collection[int]], None] | None = None
+        """Called by `select` with the blocks that run; not by `selecting`, which is for a moment."""
 
     def __len__(self) -> int:
         """How many blocks the full model has."""
@@ -48,19 +50,28 @@ class BlockStack:
         """The blocks that run now."""
         return self._selected
 
-    def select(self, indices: Sequence[int] | None) -> None:
+    def select(self, indices: Sequence[int] | None, stand_ins: Mapping[int, nn.Module] | None = None) -> None:
         """Run only these blocks, in ascending order, gaps closed; `None` restores the original list object.
+
+        Args:
+            indices: The blocks.
+            stand_ins: Modules that run in the place of some of them, by the block's index.
 
         Raises:
             ConfigError: If there are no indices, an index twice, or one the model does not have.
         """
+        self._put_in_place(indices, stand_ins)
+        if self.on_select is not None:
+            self.on_select(self._selected)
+
+    def _put_in_place(self, indices: Sequence[int] | None, stand_ins: Mapping[int, nn.Module] | None = None) -> None:
         wanted = tuple(range(len(self))) if indices is None else self._checked(indices)
         present = self._places[0][0]._modules[self._places[0][1]]
         training = present.training if present is not None else True
         if indices is None:
             stand_in: nn.ModuleList = self._full
         else:
-            stand_in = _Selection(self.blocks[i] for i in wanted)
+            stand_in = _Selection((stand_ins or {}).get(i, self.blocks[i]) for i in wanted)
             stand_in.stack = self
         for parent, name in self._places:
             parent._modules[name] = stand_in
@@ -72,14 +83,16 @@ class BlockStack:
         self._selected = wanted
 
     @contextmanager
-    def selecting(self, indices: Sequence[int] | None) -> Iterator[None]:
+    def selecting(
+        self, indices: Sequence[int] | None, stand_ins: Mapping[int, nn.Module] | None = None
+    ) -> Iterator[None]:
         """Select for a scope; afterwards the selection is what it was before."""
         before = self._selected
-        self.select(indices)
+        self._put_in_place(indices, stand_ins)
         try:
             yield
         finally:
-            self.select(None if len(before) == len(self) else before)
+            self._put_in_place(None if len(before) == len(self) else before)
 
     def block_bytes(self) -> tuple[int, ...]:
         """Bytes of the frozen weights of each block: parameters and buffers that are not an adapter's."""

@@ -22,6 +22,7 @@ from lit_fed.adapters.layout import GLOBAL
 from lit_fed.adapters.state import AdapterView, all_blocks
 from lit_fed.adapters.structure import backbone_of, is_peft_model, is_tuner_layer, peft_hosts
 from lit_fed.core.errors import ConfigError, StateMismatchError
+from lit_fed.core.names import exit_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -83,6 +84,8 @@ def save_adapter(
 
 def load_adapter(module: nn.Module | AdapterView, directory: str | os.PathLike[str], slot: str = GLOBAL) -> None:
     """Read a folder in PEFT's layout into a slot, in place.
+
+    Heads of early exits that the module does not have are passed over; see `attach_exits`.
 
     Raises:
         StateMismatchError: If a file is missing or damaged, or its settings, names or shapes are not the slot's;
@@ -198,6 +201,7 @@ def _read(path: Path, expected: set[str]) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise StateMismatchError(f"Expected `{path}` to be a whole safetensors file, but got: {error}.") from error
+    tensors = {name: tensor for name, tensor in tensors.items() if name in expected or exit_of(name) is None}
     if differ := sorted(tensors.keys() ^ expected):
         raise StateMismatchError(
             f"Expected `{path}` to hold the {len(expected)} tensors of this model's adapter, but {len(differ)} names "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lit_fed.adapters.blocks import BlockStack
 from lit_fed.adapters.structure import Path, Place, backbone_of, is_tuner_layer, is_wrapper, walk
 from lit_fed.core.errors import ConfigError
-from lit_fed.core.names import BLOCKS, HEAD, LORA_A, LORA_B, OTHER
+from lit_fed.core.names import BLOCKS, EXITS, HEAD, LORA_A, LORA_B, OTHER
 
 GLOBAL = "global"
 
@@ -34,13 +34,21 @@ Layout = dict[str, Entry]
 """Canonical name -> where the tensor is, by sorted names."""
 
 
+class ExitHeads(nn.ModuleDict):
+    """The heads of a module's early exits: depth -> copies of the parts of the task head, in their order.
+
+    `lit_fed.adapters.exits` gives them to a module, as its attribute ``exits``.
+    """
+
+
 class Namer:
     """Gives canonical names to the places of a module.
 
     Blocks are named ``blocks.<i>``, wherever they are. The head is what PEFT trains a copy of (``modules_to_save``)
     outside the blocks and without an embedding in it, and what the module itself declares in its attribute, or method
-    without arguments, ``head_module``. One head is named ``head``, several are ``head.<path>``. All else is
-    ``other.<path>``, the path counted from the Hugging Face model where there is one.
+    without arguments, ``head_module``. One head is named ``head``, several are ``head.<path>``. The head of an early
+    exit is named like the head, with ``exits.<depth>`` in place of ``head``. All else is ``other.<path>``, the path
+    counted from the Hugging Face model where there is one.
 
     Args:
         module: The module.
@@ -53,16 +61,30 @@ class Namer:
         self._names: dict[int, Path] = {id(root): (OTHER,)}
         if blocks is not None:
             self._names |= {id(block): (BLOCKS, str(i)) for i, block in enumerate(blocks.blocks)}
-        heads = [place for place in self.places() if _is_head_wrapper(place)]
-        declared = declared_head(module)
-        if declared is not None and not any(declared in place.module.modules() for place in heads):
-            heads += [place for place in self.places() if place.module is declared]
-        for place in heads:
-            self._names[id(place.module)] = (HEAD,) if len(heads) == 1 else (HEAD, *place.name[1:])
+        self.heads = self._found_heads()
+        """The parts of the task head; none if it has none."""
+        for place in self.heads:
+            self._names[id(place.module)] = (HEAD,) if len(self.heads) == 1 else (HEAD, *place.name[1:])
+        for depth, parts in exit_heads(module).items():
+            for part, place in zip(parts.children(), self.heads, strict=True):
+                self._names[id(part)] = (EXITS, depth, *self._names[id(place.module)][1:])
 
     def places(self) -> Iterator[Place]:
         """All places of the module, with the names they have so far."""
         return walk(self._module, self._names, (OTHER,))
+
+    def _found_heads(self) -> list[Place]:
+        heads = [place for place in self.places() if _is_head_wrapper(place)]
+        declared = declared_head(self._module)
+        if declared is not None and not any(declared in place.module.modules() for place in heads):
+            heads += [place for place in self.places() if place.module is declared]
+        return heads
+
+
+def exit_heads(module: nn.Module) -> ExitHeads:
+    """The heads of a module's early exits; empty if it has none."""
+    held = module._modules.get(EXITS)
+    return held if isinstance(held, ExitHeads) else ExitHeads()
 
 
 def declared_head(module: nn.Module) -> nn.Module | None:

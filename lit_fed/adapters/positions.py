@@ -30,7 +30,7 @@ class Positions:
             for module in block.modules()
             if type(module.__dict__.get("layer_idx")) is int and module.__dict__["layer_idx"] == i
         ]
-        self._configs = [(config, _notes(config, len(blocks))) for config in _configs(root, path, len(blocks))]
+        self._configs = [(config, per_block(config, len(blocks))) for config in _configs(root, path, len(blocks))]
 
     def renumber(self, selected: tuple[int, ...]) -> None:
         """Make the notes true for these blocks, run in this order; for all of them they say what was there at first."""
@@ -54,7 +54,7 @@ def _configs(root: nn.Module, path: Path, num_blocks: int) -> list[Any]:
     return list(configs.values())
 
 
-def _notes(config: Any, num_blocks: int) -> dict[str, Any]:
+def per_block(config: Any, num_blocks: int) -> dict[str, Any]:
     """What a configuration lists for each block: kinds of attention, kinds of feed-forward layer."""
     return {
         key: value

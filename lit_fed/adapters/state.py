@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from lit_fed.adapters.blocks import BlockStack, find_blocks
+from lit_fed.adapters.blocks import BlockStack, find_blocks, require_blocks
 from lit_fed.adapters.buffers import BufferSnapshot
+from lit_fed.adapters.exits import EarlyExits
+from lit_fed.adapters.fold import Folding, lora_layers
 from lit_fed.adapters.inject import inject_slot
 from lit_fed.adapters.layout import (
     GLOBAL,
@@ -58,6 +61,7 @@ class AdapterView:
                 "Give it LoRA with `lit_fed.adapters.add_lora_`, or unfreeze some of its parameters."
             )
         self._active: str | None = self._found_active()
+        self._folding = Folding(self._lora_layers, self._adapters.get(GLOBAL))
 
     def _scan(self) -> None:
         """Find slots and tensors; with all blocks in place."""
@@ -65,6 +69,7 @@ class AdapterView:
         namer = choose_root(self.module, self.blocks, self._plain_ids)
         self._plain = scan_plain(namer, self._plain_ids)
         self._layouts: dict[str, Layout] = {slot: scan_slot(namer, name) for slot, name in self._adapters.items()}
+        self._lora_layers = lora_layers(namer, self._adapters.get(GLOBAL))
         held = self._layouts.get(GLOBAL, {})
         if clash := sorted(held.keys() & self._plain.keys()):
             raise ConfigError(
@@ -102,6 +107,20 @@ class AdapterView:
         """The names of what PEFT does not hold; they are in slot ``"global"`` alone."""
         return tuple(self._plain)
 
+    @cached_property
+    def exits(self) -> EarlyExits:
+        """The module's depths, to run it to several at once.
+
+        Raises:
+            ConfigError: If it has no blocks.
+        """
+        return EarlyExits(self.module, self.blocks or require_blocks(self.module))
+
+    @property
+    def rank(self) -> int:
+        """LoRA rank of slot ``"global"``, the largest if layers differ; 0 without LoRA."""
+        return self._folding.rank
+
     @property
     def active(self) -> str | None:
         """The slot that `use` chose last."""
@@ -121,9 +140,14 @@ class AdapterView:
         """The live tensors of a slot, parameters and exchanged buffers, by sorted canonical names."""
         return {name: entry.tensor for name, entry in self._layout(slot).items()}
 
-    def read(self, slot: str = GLOBAL) -> dict[str, Tensor]:
-        """Copy a slot's tensors to the CPU, in float32; nothing in the result shares memory with the module."""
-        live = self.tensors(slot)
+    def read(self, slot: str = GLOBAL, where: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
+        """Copy a slot's tensors to the CPU, in float32; nothing in the result shares memory with the module.
+
+        Args:
+            slot: The slot.
+            where: Which tensors, by canonical name; `None` for all.
+        """
+        live = {name: tensor for name, tensor in self.tensors(slot).items() if where is None or where(name)}
         return dict(zip(live, _to_cpu(list(live.values())), strict=True))
 
     @torch.no_grad()
@@ -207,6 +231,18 @@ class AdapterView:
             parameter.requires_grad_(False)
         self.write(self.read(GLOBAL), slot)
         self.use(active)
+
+    def fold(self, deltas: Mapping[str, Tensor]) -> None:
+        """Make frozen weights the original plus these deltas, by canonical name; all others exactly the original.
+
+        Raises:
+            StateMismatchError: If a name or a shape does not fit; then nothing has been changed.
+        """
+        self._folding.fold(deltas)
+
+    def fold_problems(self) -> list[str]:
+        """Why deltas cannot be folded into some of the layers with LoRA; see `lit_fed.adapters.fold`."""
+        return self._folding.problems(self.module)
 
     def snapshot_buffers(self) -> None:
         """Note down the values of all buffers that are not exchanged, to be put back by `restore_buffers`."""

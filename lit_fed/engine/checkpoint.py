@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_fed.core.difference import differences, listed
 from lit_fed.core.errors import StateMismatchError
 from lit_fed.core.types import Server, Tree
 from lit_fed.engine.storage import load_tree, save_tree
@@ -90,18 +91,8 @@ class CheckpointFolder:
 
 def check_identity(found: Mapping[str, Any], expected: Mapping[str, Any], where: Path) -> None:
     """Raise `StateMismatchError` naming every setting in which a checkpoint's run differed from this one."""
-    old, new = _flat(found), _flat(json.loads(json.dumps(expected)))
-    differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    if differing:
-        lines = "".join(f"\n  {key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in differing[:12])
-        more = f"\n  and {len(differing) - 12} more" if len(differing) > 12 else ""
+    if lines := differences(found, json.loads(json.dumps(expected))):
         raise StateMismatchError(
-            f"The checkpoints in {where} belong to another configuration:{lines}{more}\n"
+            f"The checkpoints in {where} belong to another configuration:{listed(lines)}\n"
             "Restore these settings, or start a new run without `--ckpt_path`."
         )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
-        return {k: v for key, child in value.items() for k, v in _flat(child, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value}

@@ -41,11 +41,27 @@ def check_settings(federation: "Federation", module: Any, data: Any) -> None:
             "Expected `federation.parallel` to be 'within' with `strategy: fsdp`, which shards one client's model,"
             f" but got {federation.parallel!r}."
         )
+    if federation.strategy == "fsdp" and federation.offload_blocks:
+        problems.append(
+            "Expected `federation.offload_blocks` to be false with `strategy: fsdp`, which has the blocks sharded over"
+            " processes, but got true. Choose one of the two."
+        )
+    if federation.offload_blocks and federation.algorithm.folds:
+        problems.append(
+            "Expected `federation.offload_blocks` to be false with `algorithm:"
+            f" {type(federation.algorithm).__name__}`, which adds to frozen weights, but got true. Set it to false: here"
+            " all clients hold all blocks."
+        )
     problems += [
         "Expected `federation.callbacks` to hold lit_fed or Lightning callbacks, but got"
         f" {type(callback).__name__}. Import callbacks from `lightning.pytorch`, not from `pytorch_lightning`."
         for callback in federation.unknown_callbacks
     ]
+    if federation.strategy == "fsdp" and federation.algorithm.folds:
+        problems.append(
+            "Expected `federation.strategy` not to be 'fsdp' with `algorithm:"
+            f" {type(federation.algorithm).__name__}`, which adds to frozen weights. Use 'ddp', which keeps them whole."
+        )
     problems += federation.algorithm.budget.problems()
     if problems:
         raise ConfigError(problems)

@@ -1,6 +1,7 @@
 """A run without the run: the model on the meta device, one round planned and counted, nothing trained."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -27,6 +28,9 @@ class DryLearner:
     def load(self, adapter: AdapterState, slot: str = GLOBAL) -> None:
         """Shapes are all there is, and they stay."""
 
+    def fold(self, deltas: AdapterState) -> None:
+        """Frozen weights keep their shapes."""
+
     def state(self, slot: str = GLOBAL) -> dict[str, Tensor]:
         """The slot's tensors, those of the selected blocks and of none."""
         chosen = self._blocks
@@ -52,15 +56,20 @@ class DryLearner:
 
 def dry_run(federation: "Federation", prepared: Prepared) -> Result:
     """Plan the first round and count: parameters, bytes, blocks; prints a table, writes no run folder."""
-    algorithm, info = federation.algorithm, prepared.info
-    server = algorithm.init(prepared.initial[GLOBAL], info)
-    pooled = algorithm.pools_clients
+    algorithm, setting, info = federation.algorithm, prepared.setting, prepared.setting.model
+    server = replace(algorithm.init(prepared.initial[GLOBAL], setting), seed=federation.seed)
+    everyone = list(setting.clients)
     cohort = (
-        list(prepared.clients) if pooled else sample_cohort(prepared.clients, federation.cohort, federation.seed, 0)
+        everyone
+        if algorithm.pools_clients
+        else sample_cohort(everyone, federation.cohort, federation.seed, 0, federation.sampling)
     )
+    tasks = algorithm.plan(server, cohort)
     clients: dict[str, dict[str, Any]] = {}
     for client in cohort:
-        task = algorithm.plan(server, cohort)[client.id]
+        if client.id not in tasks:
+            continue
+        task = tasks[client.id]
         update, _ = algorithm.local(DryLearner(prepared.initial, client), task, {})
         clients[client.id] = {
             "examples": client.num_examples,
@@ -77,11 +86,11 @@ def dry_run(federation: "Federation", prepared: Prepared) -> Result:
         "seconds": {"setup": 0.0, "train": 0.0, "evaluate": 0.0}, "peak_memory_bytes": 0, "state_digest": "",
     }  # fmt: skip
     if federation.progress:
-        _show(summary, clients)
+        _show(summary, clients, prepared.data.assumed)
     return Result(server, server.adapter, summary, [], {}, clients, federation.run_dir)
 
 
-def _show(summary: dict[str, Any], clients: dict[str, dict[str, Any]]) -> None:
+def _show(summary: dict[str, Any], clients: dict[str, dict[str, Any]], assumed: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -96,3 +105,5 @@ def _show(summary: dict[str, Any], clients: dict[str, dict[str, Any]]) -> None:
     for client, row in clients.items():
         table.add_row(client, *(f"{row[key]:,}" for key in ("examples", "blocks", "down_bytes", "up_bytes")))
     Console().print(table)
+    if assumed is not None:
+        Console().print(assumed, markup=False, soft_wrap=True)

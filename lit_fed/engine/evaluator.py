@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,9 +11,11 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
 
 from lit_fed.adapters.state import AdapterView
 from lit_fed.algorithms.base import Predict, Serving
+from lit_fed.core.errors import ConfigError
 from lit_fed.core.types import AdapterState
 from lit_fed.engine.local_trainer import BatchMover, LocalTrainer
 from lit_fed.engine.log_recorder import Logged, LogRecorder
@@ -37,9 +38,10 @@ class Evaluator:
         self.fabric, self.module, self.view = fabric, module, view
         self._mover = BatchMover(fabric, module)
         self._loaded: dict[str, AdapterState] = {}
+        self._folded: AdapterState | None = None
 
     def load(self, serving: Serving) -> None:
-        """Put a serving's adapters into their slots; what is there already is not copied again."""
+        """Put a serving's adapters into their slots and fold its deltas; what is there already is not copied again."""
         self.view.restore_buffers()  # frozen running statistics as the last client's training left them
         if self.view.blocks is not None:
             self.view.blocks.select(serving.blocks)
@@ -47,11 +49,15 @@ class Evaluator:
             if self._loaded.get(slot) is not adapter:
                 self.view.write(adapter, slot)
                 self._loaded[slot] = adapter
+        if self._folded is not serving.folded:
+            self.view.fold(serving.folded)
+            self._folded = serving.folded
         self.view.use(next(iter(serving.adapters)))
 
     def forget(self) -> None:
-        """The slots have changed since: load again next time."""
+        """Slots and frozen weights have changed since: load again next time."""
         self._loaded.clear()
+        self._folded = None
 
     def score(self, serving: Serving, loader: Iterable[Any], stage: str = "test") -> dict[str, Logged]:
         """Load a serving and score it on a loader."""
@@ -73,7 +79,7 @@ class Evaluator:
         was_training = module.training
         module.eval()
         hook = f"on_{step_name.removesuffix('_step')}"
-        with trainer.attached(), self._predicting(predict):
+        with trainer.attached(), self._predicting(predict, step_name):
             getattr(module, f"{hook}_start")()
             getattr(module, f"{hook}_epoch_start")()
             for batch_idx, drawn in enumerate(loader):
@@ -95,7 +101,8 @@ class Evaluator:
         was_training = module.training
         module.eval()
         results = []
-        with LocalTrainer(self.fabric, module, LogRecorder()).attached(), self._predicting(serving.predict):
+        trainer = LocalTrainer(self.fabric, module, LogRecorder())
+        with trainer.attached(), self._predicting(serving.predict, "predict_step"):
             for batch_idx, drawn in enumerate(loader):
                 with self.fabric.autocast():
                     results.append(move_data_to_device(module.predict_step(self._mover(drawn), batch_idx), "cpu"))
@@ -107,19 +114,33 @@ class Evaluator:
         return next((name for name in order if is_overridden(name, self.module)), order[0])
 
     @contextmanager
-    def _predicting(self, predict: Predict | None) -> Iterator[None]:
-        """Within the scope, the module's `logits` come from a prediction rule over slots."""
+    def _predicting(self, predict: Predict | None, step_name: str) -> Iterator[None]:
+        """Within the scope, the module's `logits` come from a prediction rule over slots or exits."""
         if predict is None:
             yield
             return
         module: Any = self.module
-        # The rule asks a step for logits, which must be the module's own again.
-        own = SimpleNamespace(logits=module.logits, features=module.features, targets=module.targets)
-        module.logits = lambda batch: predict(ModuleStep(own, self.view, batch))
+        asked = False
+
+        def ruled(batch: Any) -> Tensor:
+            nonlocal asked
+            asked = True
+            del module.logits  # what the rule asks a step for is the module's own
+            try:
+                return predict(ModuleStep(module, self.view, batch))
+            finally:
+                module.logits = ruled
+
+        module.logits = ruled
         try:
             yield
         finally:
             del module.logits
+        if not asked:
+            raise ConfigError(
+                f"Expected `{step_name}` of {type(module).__name__} to ask `self.logits(batch)` for its logits, since "
+                "this algorithm predicts by a rule that takes its place, but it did not. Call it there."
+            )
 
 
 def merge(scores: Iterable[Scores]) -> dict[str, Logged]:

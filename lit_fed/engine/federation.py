@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,17 +11,23 @@ import lightning.pytorch as pl
 from lightning.fabric import Fabric
 from lightning.pytorch.loggers import Logger
 
+from lit_fed.adapters.exits import attach_exits
 from lit_fed.adapters.state import AdapterView
 from lit_fed.algorithms.base import Algorithm
 from lit_fed.callbacks.base import Callback
 from lit_fed.callbacks.progress import Progress
 from lit_fed.core.errors import ConfigError
+from lit_fed.core.names import exit_of
+from lit_fed.core.sampling import Sampling
 from lit_fed.core.seeding import isolated_rng
 from lit_fed.data.federated import FederatedDataModule
 from lit_fed.engine.checks import check_settings
 from lit_fed.engine.dry_run import dry_run
 from lit_fed.engine.launch import launch
+from lit_fed.engine.local_loop import LoopSettings
+from lit_fed.engine.offload import offloaded
 from lit_fed.engine.outcome import finish, predictions
+from lit_fed.engine.pictures import draw_pictures
 from lit_fed.engine.precision import Precision
 from lit_fed.engine.result import Result
 from lit_fed.engine.run import Run
@@ -36,6 +44,7 @@ class Federation:
         algorithm: The federated method.
         rounds: Rounds to run.
         cohort: Clients of a round: a number (int), or a fraction of all (float in (0, 1]).
+        sampling: How they are drawn: ``"uniform"``, or ``"per_domain"``, as many from each domain.
         accelerator: Fabric's: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
         devices: Processes on this machine, or a list of GPUs.
         num_nodes: Machines; all must see the same `run_dir`.
@@ -47,6 +56,8 @@ class Federation:
         gradient_clip_val: As Trainer's; `None` does not clip.
         gradient_clip_algorithm: ``"norm"`` or ``"value"``.
         accumulate_grad_batches: Batches to an optimizer step.
+        offload_blocks: Keep the frozen weights of blocks on disk, in the run folder, and in memory only those of blocks
+            that run: what a weak client is spared. Results are the same to the bit.
         run_dir: Every run makes a new ``version_N`` folder here.
         failure: What a failing client does: ``"raise"`` ends the run, ``"drop"`` leaves it out of the round.
         min_updates: Fewer updates than this end the run, whatever `failure` says.
@@ -56,6 +67,7 @@ class Federation:
         callbacks: lit_fed's own callbacks, and Lightning's, which see one client's training each.
         logger: Lightning loggers, beside the tables of the run folder.
         progress: Whether to show progress and the final table.
+        pictures: Whether to draw the run's pictures when it ends.
         seed: All randomness of the run is a function of it and of names.
     """
 
@@ -65,6 +77,7 @@ class Federation:
         rounds: int = 10,
         cohort: int | float = 1.0,
         *,
+        sampling: Sampling = "uniform",
         accelerator: str = "auto",
         devices: int | str | list[int] = 1,
         num_nodes: int = 1,
@@ -74,6 +87,7 @@ class Federation:
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
         accumulate_grad_batches: int = 1,
+        offload_blocks: bool = False,
         run_dir: str | Path = "runs",
         failure: Literal["raise", "drop"] = "raise",
         min_updates: int = 1,
@@ -83,13 +97,15 @@ class Federation:
         callbacks: Sequence[Callback | pl.Callback] | None = None,
         logger: Logger | list[Logger] | None = None,
         progress: bool = True,
+        pictures: bool = True,
         seed: int = 0,
     ) -> None:
         self.algorithm, self.rounds, self.cohort, self.seed = algorithm, rounds, cohort, seed
+        self.sampling: Sampling = sampling
         self.accelerator, self.devices, self.num_nodes, self.strategy = accelerator, devices, num_nodes, strategy
         self.precision, self.parallel = precision, parallel
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
-        self.accumulate_grad_batches = accumulate_grad_batches
+        self.accumulate_grad_batches, self.offload_blocks = accumulate_grad_batches, offload_blocks
         self.run_dir = Path(run_dir)
         self.failure, self.min_updates = failure, min_updates
         self.evaluate_every, self.checkpoint_every, self.dry_run = evaluate_every, checkpoint_every, dry_run
@@ -98,7 +114,7 @@ class Federation:
         self.lightning_callbacks = [callback for callback in given if isinstance(callback, pl.Callback)]
         self.unknown_callbacks = [c for c in given if not isinstance(c, Callback | pl.Callback)]
         self.loggers = logger if isinstance(logger, list) else [logger] if logger is not None else []
-        self.progress = progress
+        self.progress, self.pictures = progress, pictures
         if progress:
             self.callbacks.append(Progress())
         self.should_stop = self._fitted_here = False
@@ -127,6 +143,11 @@ class Federation:
     def num_processes(self) -> int:
         """Processes that clients are dealt over."""
         return 1 if self.parallel == "within" else self._current.fabric.world_size
+
+    @property
+    def loop_settings(self) -> LoopSettings:
+        """How local steps are made."""
+        return LoopSettings(self.gradient_clip_val, self.gradient_clip_algorithm, self.accumulate_grad_batches)
 
     @property
     def _current(self) -> Run:
@@ -163,7 +184,10 @@ class Federation:
         if not self._fitted_here and not self.dry_run:  # by processes that were spawned or forked, and are gone
             with isolated_rng(self.seed, "init"):
                 module.configure_model()
-            AdapterView(module).write(result.adapter)
+            attach_exits(module, {depth for name in result.adapter if (depth := exit_of(name)) is not None})
+            view = AdapterView(module)
+            view.write(result.adapter)
+            view.fold(self.algorithm.serve(result.server, {}).folded)
         return result
 
     def validate(self, module: pl.LightningModule, data: FederatedDataModule, run: str | Path) -> dict[str, float]:
@@ -212,6 +236,19 @@ class Federation:
         if self.dry_run:
             return dry_run(self, prepared)
         folder, version = self._open(fabric, ckpt_path)
+        with offloaded(prepared.view, folder.path, fabric) if self.offload_blocks else nullcontext():
+            return self._train(fabric, prepared, folder, ckpt_path, version, config, started)
+
+    def _train(
+        self,
+        fabric: Fabric,
+        prepared: Prepared,
+        folder: RunFolder,
+        ckpt_path: str | None,
+        version: int | None,
+        config: Mapping[str, Any] | None,
+        started: float,
+    ) -> Result:
         run = self._run = Run(self, fabric, prepared, folder)
         self._fitted_here, self.should_stop = True, False
         if ckpt_path is not None:
@@ -224,12 +261,16 @@ class Federation:
         try:
             run.rounds()
         except BaseException as error:
+            if prepared.view.blocks is not None:
+                prepared.view.blocks.select(None)  # the module is whole, whoever's turn it was
             for callback in self.callbacks:
                 callback.on_exception(self, error)
             for logger in fabric.loggers:
                 logger.finalize("failed")
             raise
         result = finish(self, run, setup_s)
+        if self.pictures and fabric.is_global_zero:
+            draw_pictures(folder.path)
         for callback in self.callbacks:
             callback.on_fit_end(self)
         for logger in fabric.loggers:
@@ -258,13 +299,14 @@ class Federation:
         if found is None:
             raise ConfigError(f"Expected `run` to be the folder of a run, but {path} has no checkpoints.")
         run = self._run = Run(self, fabric, prepared, folder)
-        run.server = found.server
+        run.server = replace(found.server, seed=self.seed)
         return run
 
     def _prepare(self, fabric: Fabric, module: pl.LightningModule, data: FederatedDataModule) -> Prepared:
         return prepare(
-            module, data, self.algorithm, fabric, cohort=self.cohort, min_updates=self.min_updates,
-            precision=self.precision, shard=self.strategy == "fsdp" and fabric.world_size > 1, seed=self.seed,
+            module, data, self.algorithm, fabric, cohort=self.cohort, sampling=self.sampling,
+            min_updates=self.min_updates, precision=self.precision, loop=self.loop_settings,
+            shard=self.strategy == "fsdp" and fabric.world_size > 1, offload=self.offload_blocks, seed=self.seed,
             dry_run=self.dry_run,
         )  # fmt: skip
 
@@ -285,7 +327,7 @@ class Federation:
 
     def _identity_settings(self) -> dict[str, Any]:
         names = (
-            "seed", "cohort", "precision", "parallel", "gradient_clip_val", "gradient_clip_algorithm",
+            "seed", "cohort", "sampling", "precision", "parallel", "gradient_clip_val", "gradient_clip_algorithm",
             "accumulate_grad_batches", "failure", "min_updates",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}

@@ -9,6 +9,7 @@ from torch import Tensor
 from lit_fed.adapters.state import AdapterView
 from lit_fed.algorithms.base import GLOBAL, Objective, Predict, Where
 from lit_fed.core.errors import ClientFailure, ConfigError
+from lit_fed.core.names import block_of
 from lit_fed.core.seeding import generator, isolated_rng
 from lit_fed.core.tree import all_finite
 from lit_fed.core.types import AdapterState, Client, ClientId, FitResult
@@ -21,8 +22,8 @@ from lit_fed.engine.step import ModuleStep
 class ModuleLearner:
     """The engine's `lit_fed.algorithms.base.Learner`: clients take turns in one resident module.
 
-    A turn starts from the module's initial adapter, all blocks, everything trainable, so that it does not depend on
-    whose turn it was before.
+    A turn starts from the module's initial adapter and frozen weights, all blocks, everything trainable, so that it
+    does not depend on whose turn it was before.
 
     Args:
         module: The resident module, on its device.
@@ -57,6 +58,7 @@ class ModuleLearner:
         """Start a client's turn."""
         self.client, self.round, self._fits = client, round, 0
         self.select_blocks(None)
+        self._view.fold({})
         self._view.restore_buffers()
         for slot, adapter in self._initial.items():
             self._view.write(adapter, slot)
@@ -67,9 +69,15 @@ class ModuleLearner:
         """Copy tensors into a slot in place."""
         self._view.write(adapter, slot)
 
+    def fold(self, deltas: AdapterState) -> None:
+        """Add to frozen weights."""
+        self._view.fold(deltas)
+
     def state(self, slot: str = GLOBAL) -> dict[str, Tensor]:
         """A slot's tensors as float32 on the CPU; only those of the selected blocks, and all that is in no block."""
-        state = self._view.read(slot)
+        blocks = self._view.blocks
+        present = None if blocks is None else {None, *blocks.selected}
+        state = self._view.read(slot, None if present is None else lambda name: block_of(name) in present)
         if not all_finite(state):
             raise ClientFailure(self.client.id, self.round, "update", f"its {slot!r} adapter is not finite.")
         return state

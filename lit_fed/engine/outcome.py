@@ -1,16 +1,18 @@
 """The end of a run: the module as an ordinary module again, adapters and summary in the run folder."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
 
 from lit_fed.adapters.lora import save_adapter
-from lit_fed.algorithms.base import GLOBAL
+from lit_fed.algorithms.base import GLOBAL, Serving
 from lit_fed.core.errors import ConfigError
 from lit_fed.engine.result import Result
 from lit_fed.engine.run import Run
+from lit_fed.engine.run_folder import FOLDED_FILE
 from lit_fed.engine.storage import file_name, save_tree
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 def finish(federation: "Federation", run: Run, setup_s: float) -> Result:
     """Write adapters and summary, leave the final global adapter in the module, and build the result."""
-    info, progress = run.prepared.info, run.progress
+    info, progress = run.prepared.setting.model, run.progress
     initial = run.folder.initial()
     if not run.scorer.domains and not run.scorer.personal:  # nothing was left to do: the run had ended before
         run.scorer.score(run.server)
@@ -33,6 +35,7 @@ def finish(federation: "Federation", run: Run, setup_s: float) -> Result:
         "seed": federation.seed,
         "rounds": run.server.round,
         "num_clients": len(run.prepared.data.clients),
+        "num_blocks": info.num_blocks,
         "metrics": {**metrics, **before},
         "traffic": {"up_bytes": progress["up_bytes"], "down_bytes": progress["down_bytes"]},
         "trainable_parameters": info.trainable_parameters,
@@ -85,19 +88,23 @@ def _clients(run: Run, initial: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _save_adapters(run: Run) -> None:
     """``adapters/global`` and, for clients that predict with something of their own, ``adapters/clients/<id>``."""
     root = run.folder.path / "adapters"
-    _save_serving(run, run.algorithm.serve(run.server, {}).adapters, root / "global")
-    for client in run.prepared.clients:
+    _save_serving(run, run.algorithm.serve(run.server, {}), root / "global")
+    for client in run.prepared.setting.clients:
         if run.folder.private.has(client.id):
             serving = run.scorer.serving(run.server, client.id)
-            _save_serving(run, serving.adapters, root / "clients" / file_name(client.id))
+            _save_serving(run, serving, root / "clients" / file_name(client.id))
 
 
-def _save_serving(run: Run, adapters: Any, directory: Any) -> None:
+def _save_serving(run: Run, serving: Serving, directory: Path) -> None:
+    """In PEFT's layout, if that is all there is to it: with frozen weights of its own it is no PEFT adapter."""
     module = run.prepared.module
     lora = next((m for m in module.modules() if isinstance(m, PeftModel)), None)
-    for slot, adapter in adapters.items():
-        target = directory if len(adapters) == 1 else directory / slot
-        if lora is not None:
+    if serving.folded:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_tree(directory / FOLDED_FILE, serving.folded)
+    for slot, adapter in serving.adapters.items():
+        target = directory if len(serving.adapters) == 1 else directory / slot
+        if lora is not None and not serving.folded:
             save_adapter(run.prepared.view, target, adapter, slot)
         else:
             target.mkdir(parents=True, exist_ok=True)

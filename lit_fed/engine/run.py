@@ -1,7 +1,5 @@
 """The outer loop of a federation, as one process runs it."""
 
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric import Fabric
 
-from lit_fed.algorithms.base import Algorithm
+from lit_fed.algorithms.base import GLOBAL, Algorithm
 from lit_fed.core.errors import ClientFailure
 from lit_fed.core.sampling import deal, sample_cohort
 from lit_fed.core.tree import all_finite, digest, num_bytes
@@ -19,7 +17,8 @@ from lit_fed.engine.checkpoint import Checkpoint, check_identity
 from lit_fed.engine.evaluator import Evaluator
 from lit_fed.engine.exchange import Exchange, Report
 from lit_fed.engine.learner import ModuleLearner
-from lit_fed.engine.local_loop import LocalLoop, LoopSettings
+from lit_fed.engine.local_loop import LocalLoop
+from lit_fed.engine.peak import peak_resident_bytes
 from lit_fed.engine.run_folder import RunFolder
 from lit_fed.engine.scoring import Scorer
 from lit_fed.engine.setup import Prepared
@@ -44,16 +43,13 @@ class Run:
         self.cluster = Cluster(fabric) if within else None
         self.exchange = Exchange(fabric)
         module, view = prepared.module, prepared.view
-        settings = LoopSettings(
-            federation.gradient_clip_val, federation.gradient_clip_algorithm, federation.accumulate_grad_batches
-        )
-        loop = LocalLoop(fabric, module, settings, federation.lightning_callbacks, self.cluster)
+        loop = LocalLoop(fabric, module, federation.loop_settings, federation.lightning_callbacks, self.cluster)
         evaluator = Evaluator(fabric, module, view)
         self.learner = ModuleLearner(
             module, view, prepared.initial, loop, evaluator, prepared.data, prepared.members, self.seed
         )
         self.scorer = Scorer(self.algorithm, evaluator, prepared, folder.private, self.exchange, self.cluster, fabric)
-        self.server: Server = self.algorithm.init(prepared.initial["global"], prepared.info)
+        self.server: Server = self._seeded(self.algorithm.init(prepared.initial[GLOBAL], prepared.setting))
         self.private_digests: dict[ClientId, str] = {}
         self.progress: dict[str, Any] = {
             "up_bytes": 0, "down_bytes": 0, "train_s": 0.0, "evaluate_s": 0.0, "stopped": False,
@@ -74,6 +70,7 @@ class Run:
             seconds = time.perf_counter() - started
             self.progress["train_s"] += seconds
             metrics = {"round": round, "seconds": seconds, **_summary_of(rows)}
+            metrics.update({f"server/{name}": value for name, value in self.server.metrics.items()})
             last = self.server.round == federation.rounds
             if last or (federation.evaluate_every and self.server.round % federation.evaluate_every == 0):
                 metrics.update(self._evaluate(self.server.round))
@@ -88,6 +85,7 @@ class Run:
         federation = self.federation
         cohort = self._cohort(round)
         tasks = self.algorithm.plan(self.server, cohort)
+        cohort = [client for client in cohort if client.id in tasks]
         self._call("on_round_start", round, tuple(client.id for client in cohort))
         reports = [self._turn(client, tasks[client.id], round) for client in self._mine(cohort, tasks)]
         if self.cluster is None:
@@ -98,13 +96,13 @@ class Run:
         updates = [report.update for report in reports if report.update is not None]
         if failures and federation.failure == "raise":
             raise failures[0]
-        if len(updates) < federation.min_updates:
+        if failures and len(updates) < federation.min_updates:
             raise ClientFailure(
                 failures[0].client, round, failures[0].stage,
                 f"{len(updates)} updates are left, fewer than `federation.min_updates` = {federation.min_updates}. The"
                 f" last reason was: {failures[-1].reason}",
             )  # fmt: skip
-        merged = self.algorithm.merge(self.server, updates)
+        merged = self.algorithm.merge(replace(self.server, metrics={}), updates)
         self.server = replace(merged, round=round + 1)
         for report in reports:
             if "private" in report.row:
@@ -116,8 +114,10 @@ class Run:
 
     def _cohort(self, round: int) -> list[Client]:
         if self.algorithm.pools_clients:
-            return list(self.prepared.clients)
-        return sample_cohort(self.prepared.clients, self.federation.cohort, self.seed, round)
+            return list(self.prepared.setting.clients)
+        return sample_cohort(
+            self.prepared.setting.clients, self.federation.cohort, self.seed, round, self.federation.sampling
+        )
 
     def _mine(self, cohort: Sequence[Client], tasks: Mapping[ClientId, Task]) -> list[Client]:
         """This process's part of the cohort, in client-id order."""
@@ -133,6 +133,11 @@ class Run:
     def _num_blocks(self, task: Task) -> int:
         return len(task.blocks) if task.blocks is not None else self.prepared.blocks_of
 
+    def _allocation(self, task: Task) -> str:
+        """The blocks of a task by number, or nothing if they are all there are."""
+        some = task.blocks is not None and len(task.blocks) < self.prepared.blocks_of
+        return " ".join(str(block) for block in task.blocks or ()) if some else ""
+
     def _turn(self, client: Client, task: Task, round: int) -> Report:
         """One client's turn, with whatever happens to it told in the report."""
         self._call("on_client_start", round, client.id)
@@ -140,7 +145,7 @@ class Run:
         row: dict[str, Any] = {
             "round": round, "client": client.id, "domain": client.domain or "", "examples": client.num_examples,
             "steps": 0, "loss": "", "seconds": 0.0, "up_bytes": 0, "down_bytes": num_bytes(task.adapter),
-            "blocks": self._num_blocks(task), "failure": "",
+            "blocks": self._num_blocks(task), "allocation": self._allocation(task), "failure": "",
         }  # fmt: skip
         try:
             update = self._local(client, task, round, row)
@@ -149,7 +154,7 @@ class Run:
             failure = error if isinstance(error, ClientFailure) else _failure_of(client, round, error)
             if self.federation.failure == "raise" and self.fabric.world_size == 1:
                 raise failure from (None if failure is error else error)  # with the traceback, while it is at hand
-            report = Report(None, {**row, "failure": failure.reason}, failure)
+            report = Report(None, {**row, "failure": " ".join(failure.reason.split())}, failure)  # a row is a line
         row = report.row
         row["seconds"] = time.perf_counter() - started
         self._call("on_client_end", round, client.id)
@@ -216,7 +221,7 @@ class Run:
         found = self.folder.checkpoints.load(version)
         if found is not None:
             check_identity(found.identity, self.federation.identity, self.folder.checkpoints.directory)
-            self.server = found.server
+            self.server = self._seeded(found.server)
             self.progress = dict(found.progress)
             self.federation.should_stop = self.progress["stopped"]
             for i, callback in enumerate(self.federation.callbacks):
@@ -227,7 +232,7 @@ class Run:
         if self.fabric.is_global_zero:
             self.folder.rewind(self.server.round)
         self.fabric.barrier()
-        clients = [client.id for client in self.prepared.clients]
+        clients = [client.id for client in self.prepared.setting.clients]
         self.private_digests = self.folder.private.digests(self.server.round, clients)
 
     # -- the end ----------------------------------------------------------------------------------------------------
@@ -240,10 +245,14 @@ class Run:
 
     def peak_memory_bytes(self) -> int:
         """Peak resident memory, summed over processes; on a GPU also what was allocated there."""
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        own = peak_resident_bytes()
         if self.fabric.device.type == "cuda":
             own += torch.cuda.max_memory_allocated(self.fabric.device)
         return sum(self.exchange.gather_json(own))
+
+    def _seeded(self, server: Server) -> Server:
+        """The seed is the federation's, and in no checkpoint."""
+        return replace(server, seed=self.seed)
 
     def _call(self, hook: str, *args: Any) -> None:
         for callback in self.federation.callbacks:

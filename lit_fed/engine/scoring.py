@@ -17,9 +17,9 @@ from lit_fed.engine.private_store import PrivateStore
 from lit_fed.engine.setup import Prepared
 from lit_fed.engine.within import Cluster
 from lit_fed.metrics.fairness import spread
+from lit_fed.metrics.names import higher_is_better, primary
 
 Scores = dict[str, Logged]
-_LOWER_IS_BETTER = ("loss", "perplexity", "error", "mae", "mse")
 
 
 class Scorer:
@@ -44,7 +44,7 @@ class Scorer:
         self.metrics: dict[str, float] = {}
         """The latest evaluation, by the names of ``summary.json``."""
         self.primary = "accuracy"
-        """The metric that tables show: accuracy if the module reports it, else the first it does."""
+        """The metric that tables and pictures show."""
 
     def score(self, server: Server, split: str = "test") -> dict[str, float]:
         """Metrics by the names of ``summary.json``."""
@@ -59,10 +59,9 @@ class Scorer:
         names = list(dict.fromkeys(name for values in self.personal.values() for name in values))
         for name in names:
             own_values = [values[name] for values in self.personal.values() if name in values]
-            summary = spread(own_values, higher_is_better=not any(word in name for word in _LOWER_IS_BETTER))
+            summary = spread(own_values, higher_is_better(name))
             metrics.update({f"personal/{name}_{key}": value for key, value in summary.items()})
-        known = [name.partition("/")[2] for name in metrics if name.startswith("global/")] or names
-        self.primary = "accuracy" if "accuracy" in known else known[0] if known else "loss"
+        self.primary = primary(metrics)
         self.metrics = metrics
         return metrics
 

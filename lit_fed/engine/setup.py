@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,18 +12,21 @@ import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor
 
+from lit_fed.adapters.exits import attach_exits
 from lit_fed.adapters.lora import add_slot
 from lit_fed.adapters.state import AdapterView
 from lit_fed.algorithms.base import GLOBAL, Algorithm
 from lit_fed.core.errors import ConfigError
 from lit_fed.core.names import is_head
-from lit_fed.core.sampling import cohort_size
+from lit_fed.core.sampling import Sampling, cohort_size, per_domain_problems
 from lit_fed.core.seeding import isolated_rng
 from lit_fed.core.tree import digest
-from lit_fed.core.types import Client, ClientId, ModelInfo
+from lit_fed.core.types import Client, ClientId, ModelInfo, Setting
 from lit_fed.data.federated import FederatedDataModule
+from lit_fed.engine.local_loop import LocalLoop, LoopSettings
 from lit_fed.engine.local_trainer import LocalTrainer
 from lit_fed.engine.log_recorder import LogRecorder
+from lit_fed.engine.memory import training_bytes
 from lit_fed.engine.precision import Precision, cast_frozen
 from lit_fed.engine.within import shard_frozen
 
@@ -37,16 +40,15 @@ class Prepared:
     view: AdapterView
     initial: dict[str, dict[str, Tensor]]
     """The initial value of every slot."""
-    info: ModelInfo
-    clients: tuple[Client, ...]
-    """Who trains: the registered clients, or the one that pools them."""
+    setting: Setting
+    """The model, and who trains: the registered clients, or the one that pools them."""
     members: dict[ClientId, Sequence[ClientId]]
     """Pooled client -> the registered clients whose data it holds."""
 
     @property
     def blocks_of(self) -> int:
         """Blocks of the full model, at least 1 (what expected cost is counted in)."""
-        return max(self.info.num_blocks, 1)
+        return max(self.setting.model.num_blocks, 1)
 
 
 def prepare(
@@ -56,9 +58,12 @@ def prepare(
     fabric: Fabric,
     *,
     cohort: int | float,
+    sampling: Sampling,
     min_updates: int,
     precision: Precision,
+    loop: LoopSettings,
     shard: bool,
+    offload: bool,
     seed: int,
     dry_run: bool,
 ) -> Prepared:
@@ -67,41 +72,69 @@ def prepare(
     Raises:
         ConfigError: With every problem found.
     """
+    data.setup_clients(dry_run=dry_run)  # data first, as in a Trainer: what is missing there is told at once
     trainer = LocalTrainer(fabric, module, LogRecorder())
     with isolated_rng(seed, "init"), torch.device("meta") if dry_run else nullcontext(), trainer.attached():
         module.prepare_data()
         module.setup("fit")
         module.configure_model()
+    attach_exits(module, ())  # those of a federation before
     encode = getattr(module, "encode", None)
-    data.setup_clients(encode if callable(encode) and not dry_run else None)
+    data.setup_clients(encode if callable(encode) and not dry_run else None, dry_run)
     with isolated_rng(seed, "slots"):
         for slot in algorithm.slots:
             if slot != GLOBAL:
                 add_slot(module, slot)
     view = AdapterView(module)
+    view.fold({})  # what a federation before has left in the frozen weights
     view.train_only(GLOBAL, None)
-    info = _describe(module, view)
-    clients, members = _clients(data, algorithm, cohort)
+    wrong_cohort = _cohort_problems(len(data.clients), cohort, min_updates)
+    if sampling == "per_domain" and not wrong_cohort:
+        wrong_cohort = per_domain_problems(data.clients, cohort)
+    size = len(data.clients) if wrong_cohort else cohort_size(len(data.clients), cohort)
+    clients, members = _clients(data, algorithm, size)
     problems = [
         *_module_problems(module, algorithm, view),
-        *_cohort_problems(len(data.clients), cohort, min_updates),
-        *algorithm.problems(info, clients),
+        *wrong_cohort,
+        *(view.fold_problems() if algorithm.folds else ()),
         *_target_problems(module, data),
+        *_offload_problems(offload, view),
     ]
+    model = _describe(module, view)
+    if algorithm.measures_memory and view.blocks is not None:
+        if problems:  # with these there may be nothing to measure
+            raise ConfigError(problems)
+        if not dry_run:
+            _place(module, fabric, precision)
+            largest = max(data.clients, key=lambda client: client.num_examples)
+            measured = training_bytes(LocalLoop(fabric, module, loop), view, data, largest, seed)
+            model = replace(model, training_bytes=fabric.broadcast(measured))
+    setting = Setting(model, clients, 1 if algorithm.pools_clients else size, seed)
+    problems += algorithm.problems(setting)
     if problems:
         raise ConfigError(problems)
+    if exits := algorithm.exits(setting):
+        attach_exits(module, exits)
+        view = AdapterView(module)
+        view.train_only(GLOBAL, None)
+        setting = replace(setting, model=replace(_describe(module, view), training_bytes=model.training_bytes))
     if not dry_run:
-        fabric.to_device(module)
-        if fabric.world_size > 1:
-            _same_everywhere(module)
-        cast_frozen(module, precision)
+        _place(module, fabric, precision)
         if shard and view.blocks is not None:
             shard_frozen(view.blocks.blocks, fabric.device)
     initial: dict[str, dict[str, Tensor]] = {
         slot: {**view.parameters(slot)} if dry_run else view.read(slot) for slot in algorithm.slots
     }
     view.snapshot_buffers()
-    return Prepared(module, data, view, initial, info, clients, members)
+    return Prepared(module, data, view, initial, setting, members)
+
+
+def _place(module: pl.LightningModule, fabric: Fabric, precision: Precision) -> None:
+    """On its device, with the same values in every process, in the chosen precision."""
+    fabric.to_device(module)
+    if fabric.world_size > 1:
+        _same_everywhere(module)
+    cast_frozen(module, precision)
 
 
 def _describe(module: pl.LightningModule, view: AdapterView) -> ModelInfo:
@@ -115,17 +148,18 @@ def _describe(module: pl.LightningModule, view: AdapterView) -> ModelInfo:
         total_parameters=frozen + trainable,
         trainable_parameters=trainable,
         block_bytes=view.blocks.block_bytes() if view.blocks is not None else (),
+        rank=view.rank,
     )
 
 
 def _clients(
-    data: FederatedDataModule, algorithm: Algorithm, cohort: int | float
+    data: FederatedDataModule, algorithm: Algorithm, cohort_size: int
 ) -> tuple[tuple[Client, ...], dict[ClientId, Sequence[ClientId]]]:
     if not algorithm.pools_clients:
         return tuple(data.clients), {}
     ids = [client.id for client in data.clients]
     total = sum(client.num_examples for client in data.clients)
-    return (Client("all", total, stands_for=cohort_size(len(ids), cohort)),), {"all": ids}
+    return (Client("all", total, stands_for=cohort_size),), {"all": ids}
 
 
 def _module_problems(module: pl.LightningModule, algorithm: Algorithm, view: AdapterView) -> list[str]:
@@ -142,6 +176,15 @@ def _module_problems(module: pl.LightningModule, algorithm: Algorithm, view: Ada
             " LoRA with `lit_fed.adapters.add_lora_`, or unfreeze its head."
         )
     return problems
+
+
+def _offload_problems(offload: bool, view: AdapterView) -> list[str]:
+    if not offload or view.blocks is not None:
+        return []
+    return [
+        "Expected a model with transformer blocks for `federation.offload_blocks`, but none were found. Set it to"
+        " false, or use a transformer whose blocks are equal."
+    ]
 
 
 def _cohort_problems(num_clients: int, cohort: int | float, min_updates: int) -> list[str]:
@@ -180,7 +223,8 @@ def identity(
     hparams = {k: v for k, v in prepared.module.hparams.items() if _is_plain(v)}
     known = {"class": type(prepared.module).__qualname__, **hparams}
     own = {k: v for k, v in vars(algorithm).items() if _is_plain(v)}
-    held = [[client.id, client.num_examples] for client in prepared.clients]
+    info = prepared.setting.model
+    held = [[client.id, client.num_examples] for client in prepared.setting.clients]
     return {
         "seed_everything": settings["seed"],
         "federation": {k: v for k, v in settings.items() if k != "seed"},
@@ -188,7 +232,7 @@ def identity(
         "model": config["model"] if config and "model" in config else known,
         "data": config["data"] if config and "data" in config else {},
         "clients": {"number": len(held), "digest": digest({"examples": held})},
-        "parameters": {"total": prepared.info.total_parameters, "trainable": prepared.info.trainable_parameters},
+        "parameters": {"total": info.total_parameters, "trainable": info.trainable_parameters},
     }
 
 

@@ -1,6 +1,6 @@
 """What one batch offers to an objective or to a prediction rule, over the resident module."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -49,6 +49,10 @@ class ModuleStep:
     def features(self, slot: str | None = GLOBAL) -> Tensor:
         """What the head sees, with one slot active. Shape (B, D)."""
         return self._with(slot, self._module.features)
+
+    def exit_logits(self, depths: Sequence[int]) -> list[Tensor]:
+        """Logits at several depths, with the trained slot active. Shapes (B, ..., C)."""
+        return self._view.exits.logits(lambda: self._module.logits(self.batch), depths)
 
     def targets(self) -> Tensor:
         """Targets of the batch."""

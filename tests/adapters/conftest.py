@@ -1,4 +1,4 @@
-"""Ten architectures, tiny, from their configurations."""
+"""Ten architectures, tiny, from their configurations, and their classifiers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,6 +70,9 @@ def _vision(name: str) -> Callable[[], nn.Module]:
             "clip": lambda: hf.CLIPVisionModelWithProjection(
                 hf.CLIPVisionConfig(**IMAGES, num_hidden_layers=3, projection_dim=6)
             ),
+            "clip classifier": lambda: hf.CLIPForImageClassification(
+                hf.CLIPConfig(vision_config={**IMAGES, "num_hidden_layers": 4}, text_config=TOKENS, num_labels=5)
+            ),
         }[name]()
 
     return make
@@ -97,6 +100,17 @@ def _text(name: str) -> Callable[[], nn.Module]:
                 hf.LlamaConfig(**TOKENS, num_hidden_layers=4, num_key_value_heads=1, max_position_embeddings=16)
             ),
             "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**TOKENS, num_hidden_layers=4, **sliding)),
+            "gpt2 classifier": lambda: hf.GPT2ForSequenceClassification(
+                hf.GPT2Config(**gpt, bos_token_id=1, eos_token_id=1, pad_token_id=0, num_labels=5)
+            ),
+            "llama classifier": lambda: hf.LlamaForSequenceClassification(
+                hf.LlamaConfig(
+                    **TOKENS, num_hidden_layers=4, num_key_value_heads=1, max_position_embeddings=16, num_labels=5
+                )
+            ),
+            "qwen2 classifier": lambda: hf.Qwen2ForSequenceClassification(
+                hf.Qwen2Config(**TOKENS, num_hidden_layers=4, num_labels=5, **sliding)
+            ),
             "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**TOKENS, num_hidden_layers=4, head_dim=8, **sliding)),
         }[name]()
 
@@ -116,6 +130,13 @@ ARCHS = (
     Arch("llama", _text("llama"), 4, PROJECTIONS, 2, task="CAUSAL_LM"),
     Arch("qwen2", _text("qwen2"), 4, PROJECTIONS, 2, task="CAUSAL_LM"),
     Arch("qwen3", _text("qwen3"), 4, PROJECTIONS, 2, task="CAUSAL_LM"),
+)
+CLASSIFIERS = (
+    *(arch for arch in ARCHS if arch.name in ("vit", "bert", "distilbert", "roberta")),
+    Arch("clip classifier", _vision("clip classifier"), 4, PROJECTIONS, 2, heads=("classifier",), images=True),
+    Arch("gpt2 classifier", _text("gpt2 classifier"), 4, ("c_attn", "c_fc"), 2, task="SEQ_CLS"),
+    Arch("llama classifier", _text("llama classifier"), 4, PROJECTIONS, 2, task="SEQ_CLS"),
+    Arch("qwen2 classifier", _text("qwen2 classifier"), 4, PROJECTIONS, 2, task="SEQ_CLS"),
 )
 
 
@@ -142,7 +163,12 @@ def arch(request: pytest.FixtureRequest) -> Arch:
 
 @pytest.fixture
 def arch_named() -> Callable[[str], Arch]:
-    return lambda name: _seeded(next(arch for arch in ARCHS if arch.name == name))
+    return lambda name: _seeded(next(arch for arch in (*ARCHS, *CLASSIFIERS) if arch.name == name))
+
+
+@pytest.fixture(params=CLASSIFIERS, ids=lambda arch: arch.name)
+def classifier(request: pytest.FixtureRequest) -> Arch:
+    return _seeded(request.param)
 
 
 class Net(nn.Module):

@@ -108,6 +108,7 @@ def test_too_few_updates_end_the_run(tmp_path):
     [
         ({"cohort": 4}, r"`federation.cohort` to be from 1 to 3 .*got 4"),
         ({"cohort": 0.0}, r"fraction in \(0, 1\], but got 0.0"),
+        ({"sampling": "per_domain"}, r"needs clients that have one domain each, but these have none: \['00'"),
         ({"rounds": 0}, r"`federation.rounds` to be >= 1, but got 0"),
         ({"min_updates": 3, "cohort": 2}, r"`federation.min_updates` to be from 1 to the cohort's 2, but got 3"),
         ({"gradient_clip_val": -1.0}, r"`federation.gradient_clip_val` to be > 0"),

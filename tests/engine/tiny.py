@@ -118,5 +118,5 @@ def fit(
     algorithm: Algorithm, module: pl.LightningModule, data: FederatedDataModule, run_dir: Any, **settings: Any
 ) -> Result:
     ckpt_path = settings.pop("ckpt_path", None)
-    defaults: dict[str, Any] = {"rounds": 2, "accelerator": "cpu", "progress": False}
+    defaults: dict[str, Any] = {"rounds": 2, "accelerator": "cpu", "progress": False, "pictures": False}
     return Federation(algorithm, run_dir=run_dir, **{**defaults, **settings}).fit(module, data, ckpt_path)
