@@ -4,31 +4,79 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_fed.algorithms import Centralized, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Frozen, Local
-    from lit_fed.data import Digits, FederatedDataModule, HubData
+    from lit_fed.algorithms import (
+        AllLarge,
+        AllSmall,
+        Centralized,
+        DepthFL,
+        ExclusiveFL,
+        FedAdam,
+        FedAvg,
+        FedAvgM,
+        FedExLoRA,
+        FedProx,
+        FedRA,
+        FedYogi,
+        FFALoRA,
+        FlexLoRA,
+        FLoRA,
+        Frozen,
+        HetLoRA,
+        InclusiveFL,
+        Local,
+    )
+    from lit_fed.data import Digits, FederatedDataModule, HubData, SplitLists, WithinDomains
     from lit_fed.engine import Federation, Result
     from lit_fed.modules import CausalLM, ImageClassifier, TextClassifier
+    from lit_fed.suite import Comparison, compare
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "lit_fed.algorithms": ["Centralized", "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi", "Frozen", "Local"],
-    "lit_fed.data": ["Digits", "FederatedDataModule", "HubData"],
-    "lit_fed.engine": ["Federation", "Result"],
-    "lit_fed.modules": ["CausalLM", "ImageClassifier", "TextClassifier"],
-}
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__all__ = [
+    "AllLarge",
+    "AllSmall",
+    "CausalLM",
+    "Centralized",
+    "Comparison",
+    "DepthFL",
+    "Digits",
+    "ExclusiveFL",
+    "FFALoRA",
+    "FLoRA",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedExLoRA",
+    "FedProx",
+    "FedRA",
+    "FedYogi",
+    "FederatedDataModule",
+    "Federation",
+    "FlexLoRA",
+    "Frozen",
+    "HetLoRA",
+    "HubData",
+    "ImageClassifier",
+    "InclusiveFL",
+    "Local",
+    "Result",
+    "SplitLists",
+    "TextClassifier",
+    "WithinDomains",
+    "compare",
+]
 
-__all__ = [  # noqa: RUF022 (grouped by home)
-    "Centralized", "FedAdam", "FedAvg", "FedAvgM", "FedProx", "FedYogi", "Frozen", "Local",
-    "Digits", "FederatedDataModule", "HubData",
-    "Federation", "Result",
-    "CausalLM", "ImageClassifier", "TextClassifier",
-]  # fmt: skip
+_HOME = {
+    "lit_fed.data": {"Digits", "FederatedDataModule", "HubData", "SplitLists", "WithinDomains"},
+    "lit_fed.engine": {"Federation", "Result"},
+    "lit_fed.modules": {"CausalLM", "ImageClassifier", "TextClassifier"},
+    "lit_fed.suite": {"Comparison", "compare"},
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `lit-fed --help` need not wait for torch."""
-    if name in _MODULE_OF:
-        return getattr(import_module(_MODULE_OF[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((module for module, names in _HOME.items() if name in names), "lit_fed.algorithms")
+    return getattr(import_module(home), name)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -138,6 +139,24 @@ def global_rng_untouched() -> Iterator[None]:
     before = _rng_states()
     yield
     assert _rng_states() == before, "a global random generator was used"
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[object]:
+    """Hugging Face's libraries believe in a network that is not there; their cache is empty. Attempts are listed."""
+    from huggingface_hub import constants
+
+    tried: list[object] = []
+
+    def refuse(*address: object, **options: object) -> None:
+        tried.append(address)
+        raise OSError("there is no network here")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    return tried
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from lightning.pytorch import LightningModule
 from lit_fed.adapters.folder import CONFIG_FILE, load_adapter
 from lit_fed.adapters.state import AdapterView
 from lit_fed.core.errors import ConfigError
+from lit_fed.core.names import exit_of
 from lit_fed.core.seeding import isolated_rng
+from lit_fed.engine.run_folder import FOLDED_FILE
 from lit_fed.engine.storage import file_name, load_tree
 from lit_fed.modules import ClientModule
 
@@ -35,9 +37,14 @@ def export_adapter(run: Path, to: Path, client: str | None = None) -> None:
         client: Whose adapter; `None` is the global one.
 
     Raises:
-        ConfigError: If there is no such adapter, or `to` exists.
+        ConfigError: If there is no such adapter, it is not all that was tuned, or `to` exists.
     """
     source = _adapter_of(run, client)
+    if (source / FOLDED_FILE).is_file():
+        raise ConfigError(
+            f"Expected an adapter that is all the run has tuned, but got one of an algorithm that has also changed the "
+            f"frozen weights ({source / FOLDED_FILE}). Export the whole model with `--merge`."
+        )
     with _new_folder(to) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
 
@@ -64,7 +71,10 @@ def export_merged(module: LightningModule, run: Path, to: Path, client: str | No
     if (source / CONFIG_FILE).is_file():
         load_adapter(module, source)
     elif (source / PLAIN_FILE).is_file():
-        AdapterView(module).write(load_tree(source / PLAIN_FILE))
+        stored = load_tree(source / PLAIN_FILE)
+        view = AdapterView(module)
+        view.write({name: tensor for name, tensor in stored.items() if exit_of(name) is None})
+        view.fold(load_tree(source / FOLDED_FILE) if (source / FOLDED_FILE).is_file() else {})
     else:
         slots = sorted(path.name for path in source.iterdir())
         raise ConfigError(f"Expected one adapter to merge, but got the slots {slots}. Export without `--merge`.")

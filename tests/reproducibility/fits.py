@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lit_fed.algorithms import Centralized, FedAdam, FedAvg, Local
+from lit_fed.algorithms import Centralized, DepthFL, FedAdam, FedAvg, FedRA, FlexLoRA, FLoRA, Local
 from lit_fed.core.errors import ClientFailure
 from tests.engine.test_against_trainer import Manual
 from tests.engine.test_engine import Breaks, SeesDtype
@@ -28,7 +28,8 @@ def main(file: Path, folder: Path) -> None:
     everywhere: dict[str, Any] = {"devices": world, "strategy": "ddp" if world > 1 else "auto"}
     found: dict[str, Any] = {}
 
-    for algorithm in (FedAvg(), FedAdam(), Local(), Centralized()):
+    weak = (DepthFL([1, 2, 3, 2, 1]), FlexLoRA([1, 2, 2, 1, 1]), FLoRA([1, 2, 2, 1, 1]))
+    for algorithm in (FedAvg(), FedAdam(), Local(), Centralized(), *weak):
         result = fit(
             algorithm,
             tiny_vit(dropout=0.5),
@@ -40,6 +41,12 @@ def main(file: Path, folder: Path) -> None:
         )
         found[type(algorithm).__name__] = result.summary["state_digest"]
         found[f"{type(algorithm).__name__} metrics"] = dict(result.metrics)
+
+    # A block's memory is measured by every process; two keep the blocks on disk, one has them in memory.
+    places = {**everywhere, "offload_blocks": world > 1}
+    measured = FedRA(["1 GB", 1, 2, 1, 2])
+    parts = fit(measured, tiny_vit(dropout=0.5), pictures(5), folder / "parts", cohort=3, rounds=2, **places)
+    found["disk"] = parts.summary["state_digest"]
 
     fit(Local(), tiny_vit(dropout=0.5), pictures(5), folder / "resumed", cohort=3, rounds=1, **everywhere)
     resumed = fit(

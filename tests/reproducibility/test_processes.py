@@ -45,7 +45,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["FedAvg", "FedAdam", "Local", "Centralized", "resumed", "dropped"])
+@pytest.mark.parametrize(
+    "name", ["FedAvg", "FedAdam", "Local", "Centralized", "DepthFL", "FlexLoRA", "FLoRA", "disk", "resumed", "dropped"]
+)
 def test_one_process_and_two_give_the_same_bytes(one, two, name):
     assert one[name] == two[name]
     assert one.get(f"{name} metrics") == two.get(f"{name} metrics")
@@ -79,14 +81,14 @@ def test_a_cluster_serves_what_one_process_serves(one, two):
 def test_spawned_processes_hand_the_result_back(tmp_path, one):
     code = (
         "import torch\n"
-        "from lit_fed.algorithms import FedAvg\n"
+        "from lit_fed.algorithms import DepthFL\n"
         "from tests.engine.tiny import fit, pictures, tiny_vit\n"
         "from lit_fed.adapters.state import AdapterView\n"
         "if __name__ == '__main__':\n"
         "    torch.set_num_threads(1)\n"
         "    module, settings = tiny_vit(dropout=0.5), {'cohort': 3, 'rounds': 2, 'progress': True}\n"
         f"    run_dir, settings = {str(tmp_path)!r}, {{**settings, 'devices': 2, 'strategy': 'ddp_spawn'}}\n"
-        "    result = fit(FedAvg(), module, pictures(5), run_dir, **settings)\n"
+        "    result = fit(DepthFL([1, 2, 3, 2, 1]), module, pictures(5), run_dir, **settings)\n"
         "    assert all(torch.equal(t, result.adapter[n]) for n, t in AdapterView(module).read().items())\n"
         "    print(result.summary['state_digest'])\n"
     )
@@ -95,4 +97,4 @@ def test_spawned_processes_hand_the_result_back(tmp_path, one):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[-1] == one["FedAvg"]
+    assert done.stdout.split()[-1] == one["DepthFL"]
