@@ -49,8 +49,8 @@ def check_settings(federation: "Federation", module: Any, data: Any) -> None:
     if federation.offload_blocks and federation.algorithm.folds:
         problems.append(
             "Expected `federation.offload_blocks` to be false with `algorithm:"
-            f" {type(federation.algorithm).__name__}`, which adds to frozen weights, but got true. Set it to false: here"
-            " all clients hold all blocks."
+            f" {type(federation.algorithm).__name__}`, which adds to frozen weights, but got true. Set it to false:"
+            " here all clients hold all blocks."
         )
     problems += [
         "Expected `federation.callbacks` to hold lit_fed or Lightning callbacks, but got"
