@@ -37,7 +37,7 @@ def inherited(place: int) -> dict[str, str]:
 
 def finish(processes: Processes) -> list[Ended]:
     ended = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while processes.busy:
         assert time.monotonic() < deadline
         ended += processes.step()
@@ -45,7 +45,7 @@ def finish(processes: Processes) -> list[Ended]:
 
 
 def wait_for(path: Path, text: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not path.exists() or text not in path.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)
