@@ -83,3 +83,12 @@ def test_saved_module_in_a_block_belongs_to_the_block(arch_named):
     view = AdapterView(add_lora(arch.make(), arch.lora(modules_to_save=["layernorm_before"]), seed=0))
     assert "blocks.2.layernorm_before.weight" in view.names
     assert not any(is_head(name) for name in view.names)
+
+
+def test_magnitudes_of_dora_are_named_once(arch_named):
+    arch = arch_named("vit")
+    view = AdapterView(add_lora(arch.make(), arch.lora(target_modules=["q_proj"], use_dora=True), seed=0))
+    first = [name for name in view.names if block_of(name) == 0]
+    layer = "blocks.0.attention.q_proj"
+    assert first == [f"{layer}.lora_A", f"{layer}.lora_B", f"{layer}.lora_magnitude_vector"]
+    assert view.read()[first[2]].shape == (16,)
