@@ -132,7 +132,8 @@ def containers(module: nn.Module) -> list[tuple[str, nn.Module]]:
     if not (is_tuner_layer(module) or is_wrapper(module)):
         return []
     labels: Collection[str] = module.adapter_layer_names  # type: ignore[assignment]
-    found = [(label, module._modules.get(label)) for label in dict.fromkeys(labels)]  # PEFT names DoRA's magnitudes twice
+    distinct = dict.fromkeys(labels)  # PEFT names DoRA's magnitudes twice
+    found = [(label, module._modules.get(label)) for label in distinct]
     return [(label, held) for label, held in found if isinstance(held, (nn.ModuleDict, nn.ParameterDict))]
 
 
