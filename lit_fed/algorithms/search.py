@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 from lit_fed.core.errors import LitFedError
+from lit_fed.core.seeding import isolated_rng
 
 Search = Literal["grid", "nelder_mead", "nevergrad"]
 Point = tuple[float, ...]
@@ -28,8 +29,10 @@ def search_problems(search: Search) -> list[str]:
 
 def grid_side(budget: int, dimensions: int) -> int:
     """Points of the largest grid along each dimension that a budget allows."""
-    side = round(budget ** (1 / dimensions))
-    return side if side**dimensions <= budget else side - 1
+    side = 1
+    while (side + 1) ** dimensions <= budget:
+        side += 1
+    return side
 
 
 def minimise(
@@ -108,8 +111,8 @@ def _nelder_mead(record: _Record, start: Point, bounds: tuple[float, float], bud
 
 
 def _nevergrad(record: _Record, start: Point, bounds: tuple[float, float], budget: int, seed: int) -> None:
-    import nevergrad  # an optional extra
+    with isolated_rng(seed, "nevergrad"):  # it draws from the global generators, when it is imported and later
+        import nevergrad  # an optional extra
 
-    space: Any = nevergrad.p.Array(init=start).set_bounds(*bounds)
-    space.random_state.seed(seed % 2**32)  # NumPy's legacy generator takes 32 bits
-    nevergrad.optimizers.NGOpt(parametrization=space, budget=budget).minimize(record)
+        space = nevergrad.p.Array(init=start, lower=bounds[0], upper=bounds[1])
+        nevergrad.optimizers.NGOpt(parametrization=space, budget=budget).minimize(record)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import lightning.pytorch as pl
 import torch
@@ -29,6 +29,9 @@ from lit_fed.engine.log_recorder import LogRecorder
 from lit_fed.engine.memory import training_bytes
 from lit_fed.engine.precision import Precision, cast_frozen
 from lit_fed.engine.within import shard_frozen
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,7 @@ def identity(
     """What must be the same for two runs to give the same result, as JSON values."""
     hparams = {k: v for k, v in prepared.module.hparams.items() if _is_plain(v)}
     known = {"class": type(prepared.module).__qualname__, **hparams}
-    options = {k: asdict(v) if is_dataclass(v) else v for k, v in vars(algorithm).items()}
+    options = {k: asdict(v) if _is_options(v) else v for k, v in vars(algorithm).items()}
     own = {k: v for k, v in options.items() if _is_plain(v)}
     info = prepared.setting.model
     held = [[client.id, client.num_examples] for client in prepared.setting.clients]
@@ -248,6 +251,10 @@ def identity(
         "clients": {"number": len(held), "digest": digest({"examples": held})},
         "parameters": {"total": info.total_parameters, "trainable": info.trainable_parameters},
     }
+
+
+def _is_options(value: Any) -> TypeGuard["DataclassInstance"]:
+    return is_dataclass(value) and not isinstance(value, type)
 
 
 def _is_plain(value: Any) -> bool:
