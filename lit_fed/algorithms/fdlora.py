@@ -135,7 +135,7 @@ class FDLoRA(Algorithm):
         every, rounds = self.sync_every, self.federated_rounds
         rules = [
             ("federated_rounds", "to be >= 1", rounds, rounds >= 1),
-            ("sync_every", "to be >= 1, or `never`", every, every == "never" or every >= 1),
+            ("sync_every", "to be >= 1, or `never`", every, every == "never" or (isinstance(every, int) and every >= 1)),
             ("outer_step", "to be a learning rate > 0 and a momentum in [0, 1)", [lr, momentum],
              0 < lr < math.inf and 0 <= momentum < 1),
         ]  # fmt: skip

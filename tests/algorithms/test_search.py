@@ -93,5 +93,6 @@ def test_nevergrad() -> None:
     found = [run("nevergrad", bowl, 40) for bowl in bowls]
     assert bowls[0].seen == bowls[1].seen
     assert len(bowls[0].seen) <= 40
+    assert bowls[0].seen[0] == (0.5, 0.5)
     assert found[0][1] == min(map(Bowl(), bowls[0].seen)) < 3.2  # its start is 3.22
     assert all(-0.5 <= x <= 1.5 for point in bowls[0].seen for x in point)

@@ -183,6 +183,13 @@ def test_other_options_do_not_continue_a_run(tmp_path):
         fit(fdlora(few_shot=3), tiny_vit(), pictures(), tmp_path, rounds=2, ckpt_path="last")
 
 
+def test_a_round_without_training_has_no_loss_to_show(tmp_path, capsys):
+    fit(fdlora(federated_rounds=1), tiny_vit(), pictures(), tmp_path, rounds=3, progress=True)
+    said = capsys.readouterr().out
+    assert "round 3/3  accuracy" in said
+    assert "nan" not in said
+
+
 def test_dry_run(tmp_path):
     result = fit(fdlora(), tiny_vit(), pictures(), tmp_path, dry_run=True)
     assert result.summary["traffic"] == {"up_bytes": 3 * 4 * (2 * 96 + 18), "down_bytes": 0}
