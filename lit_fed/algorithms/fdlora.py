@@ -133,9 +133,10 @@ class FDLoRA(Algorithm):
         """Rounds, periods and steps are positive, and there is LoRA."""
         lr, momentum = self.outer_step
         every, rounds = self.sync_every, self.federated_rounds
+        has_period = every == "never" or (isinstance(every, int) and every >= 1)
         rules = [
             ("federated_rounds", "to be >= 1", rounds, rounds >= 1),
-            ("sync_every", "to be >= 1, or `never`", every, every == "never" or (isinstance(every, int) and every >= 1)),
+            ("sync_every", "to be >= 1, or `never`", every, has_period),
             ("outer_step", "to be a learning rate > 0 and a momentum in [0, 1)", [lr, momentum],
              0 < lr < math.inf and 0 <= momentum < 1),
         ]  # fmt: skip
@@ -174,7 +175,8 @@ class FDLoRA(Algorithm):
 
     def local(self, learner: Learner, task: Task, private: Private) -> tuple[Update, Private]:
         """One turn of the stage; who has no personalised LoRA trains one first."""
-        stage, initial = task.config["stage"], learner.state()
+        stage = task.config["stage"]
+        initial = learner.state() if stage == FUSION else {}
         if "personal" not in private:
             if self.ada_fusion.searches:
                 self.ada_fusion.few_shot_loss(learner)  # a module without a loss to minimise is told so now
