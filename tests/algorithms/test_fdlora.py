@@ -264,6 +264,9 @@ def test_who_was_absent_from_fusion_is_fused_later() -> None:
     update, _, _ = turn(run, A)
     run.server = replace(run.algorithm.merge(run.server, [update]), round=5)
     assert list(run.algorithm.plan(run.server, [A, B])) == ["b"]
+    update, _, _ = turn(run, B)
+    run.server = replace(run.algorithm.merge(run.server, [update]), round=6)
+    assert run.algorithm.plan(run.server, [A, B]) == {}
 
 
 # -- settings --------------------------------------------------------------------------------------------------------

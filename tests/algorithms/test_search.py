@@ -64,6 +64,14 @@ def test_a_simplex_turns_away_from_the_bounds() -> None:
     assert bowl.seen == [(1.5, 1.5), (1.0, 1.5), (1.5, 1.0)]
 
 
+def test_no_point_is_evaluated_twice() -> None:
+    """The minimum is beyond the bounds, where steps are cut back to the same corner."""
+    bowl = Bowl()
+    point, _ = minimise(bowl, "nelder_mead", (0.0, 0.0), (-1.0, 0.15), 60, 0)
+    assert point == (0.15, 0.15)
+    assert len(set(bowl.seen)) == len(bowl.seen)
+
+
 def test_the_first_of_equals_wins_and_what_is_not_finite_loses() -> None:
     def function(point: Point) -> float:
         return math.nan if point == (-0.5, -0.5) else math.inf if point[0] == 1.5 else 1.0
