@@ -6,6 +6,7 @@ from lit_fed.algorithms.base import Algorithm, Learner, Serving, Step
 from lit_fed.algorithms.centralized import Centralized
 from lit_fed.algorithms.depth_fl import DepthFL
 from lit_fed.algorithms.exclusive_fl import ExclusiveFL
+from lit_fed.algorithms.fdlora import FDLoRA
 from lit_fed.algorithms.fedavg import FedAvg
 from lit_fed.algorithms.fedex_lora import FedExLoRA
 from lit_fed.algorithms.fedprox import FedProx
@@ -26,6 +27,7 @@ __all__ = [
     "Centralized",
     "DepthFL",
     "ExclusiveFL",
+    "FDLoRA",
     "FFALoRA",
     "FLoRA",
     "FedAdam",

@@ -103,8 +103,13 @@ class Learner(Protocol):
         """Train on the client's data, for a number of optimizer steps or of epochs, with fresh optimizers."""
         ...
 
-    def evaluate(self, split: str = "val", predict: Predict | None = None) -> dict[str, float]:
-        """The module's metrics on the client's own split, each a mean over examples, and `num_examples`."""
+    def evaluate(
+        self, split: str = "val", predict: Predict | None = None, limit: int | None = None
+    ) -> dict[str, float]:
+        """The module's metrics on the client's own split, each a mean over examples, and `num_examples`.
+
+        With a `limit`, on at most so many examples of it: drawn once, the same in every turn.
+        """
         ...
 
 
@@ -128,12 +133,15 @@ class Budget:
 
     steps: int | None = None
     epochs: int | None = None
+    name: str = "local"
+    """What the options that set it begin with."""
 
     def problems(self) -> list[str]:
         """What is wrong with it, in the words of the configuration."""
-        given = {"local_steps": self.steps, "local_epochs": self.epochs}
+        given = {f"{self.name}_steps": self.steps, f"{self.name}_epochs": self.epochs}
         if sum(value is not None for value in given.values()) != 1:
-            return [f"Expected exactly one of `algorithm.local_steps` and `algorithm.local_epochs`, but got {given}."]
+            options = " and ".join(f"`algorithm.{key}`" for key in given)
+            return [f"Expected exactly one of {options}, but got {given}."]
         return [
             f"Expected `algorithm.{k}` to be >= 1, but got {v}." for k, v in given.items() if v is not None and v < 1
         ]
@@ -151,8 +159,10 @@ class Algorithm(ABC):
     """Named adapters the method needs in the module."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """Methods the module must offer beyond Lightning's: of ``logits``, ``features``, ``targets``."""
-    folds: ClassVar[bool] = False
+    folds: bool = False
     """Whether it adds to the frozen weights of the layers with LoRA."""
+    needs_validation: bool = False
+    """Whether every client must have validation examples of its own."""
     pools_clients: ClassVar[bool] = False
     """Whether all training data are one client's (the centralized ceiling)."""
 

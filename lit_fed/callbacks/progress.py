@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -97,7 +98,9 @@ class Progress(Callback):
 
     def _line(self, federation: Federation, round: int, metrics: Mapping[str, float]) -> str:
         name = federation.metric
-        parts = [f"round {round + 1}/{federation.rounds}", f"loss {metrics['train/loss']:.3f}"]
+        parts = [f"round {round + 1}/{federation.rounds}"]
+        if not math.isnan(metrics["train/loss"]):  # somebody trained
+            parts.append(f"loss {metrics['train/loss']:.3f}")
         if f"global/{name}" in metrics:
             parts.append(f"{name} {metrics[f'global/{name}']:.3f}")
         if f"personal/{name}_mean" in metrics:

@@ -61,6 +61,8 @@ class Setting:
     """Clients of a round."""
     seed: int = 0
     """For `lit_fed.core.seeding.generator`."""
+    rounds: int = 0
+    """Rounds asked for, 0 if nobody said; a run that is continued may ask for more, so no result depends on it."""
 
 
 @dataclass(frozen=True)

@@ -182,9 +182,21 @@ class FederatedDataModule(LightningDataModule):
             rows, batch_sampler=sampler, collate_fn=collate, pin_memory=part.pin_memory, generator=generator
         )
 
-    def eval_loader(self, split: Literal["val", "test"], client: ClientId) -> "DataLoader[Any] | None":
-        """A client's own validation or test batches, in order; `None` if it has none."""
+    def eval_loader(
+        self, split: Literal["val", "test"], client: ClientId, limit: int | None = None
+    ) -> "DataLoader[Any] | None":
+        """A client's own validation or test batches, in order; `None` if it has none.
+
+        Args:
+            split: Which of the two.
+            client: An id.
+            limit: At most so many examples, >= 1, drawn by `seed` and the client's name: always the same, and those of
+                a lower limit are among those of a higher one.
+        """
         dataset, indices = self.allocation.held(split, client)
+        if limit is not None and limit < len(indices):  # the first might all have one label, if the source is sorted
+            drawn = torch.randperm(len(indices), generator=generator(self.seed, "limit", split, client))[:limit]
+            indices = indices[np.sort(drawn.numpy())]
         return self._in_order(dataset, indices) if len(indices) else None
 
     def domain_loader(self, domain: str) -> "DataLoader[Any]":

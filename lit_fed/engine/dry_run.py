@@ -49,7 +49,9 @@ class DryLearner:
         """No step."""
         return FitResult(self.client.num_examples, 0, 0.0)
 
-    def evaluate(self, split: str = "val", predict: Predict | None = None) -> dict[str, float]:
+    def evaluate(
+        self, split: str = "val", predict: Predict | None = None, limit: int | None = None
+    ) -> dict[str, float]:
         """No score."""
         return {"loss": 0.0, "accuracy": 0.0, "num_examples": 0.0}
 

@@ -307,7 +307,7 @@ class Federation:
             module, data, self.algorithm, fabric, cohort=self.cohort, sampling=self.sampling,
             min_updates=self.min_updates, precision=self.precision, loop=self.loop_settings,
             shard=self.strategy == "fsdp" and fabric.world_size > 1, offload=self.offload_blocks, seed=self.seed,
-            dry_run=self.dry_run,
+            dry_run=self.dry_run, rounds=self.rounds,
         )  # fmt: skip
 
     def _open(self, fabric: Fabric, ckpt_path: str | None) -> tuple[RunFolder, int | None]:

@@ -53,6 +53,7 @@ class ModuleLearner:
         self.round = 0
         self._slot = GLOBAL
         self._fits = 0
+        self._few: dict[tuple[str, int | None], list[Any]] = {}
 
     def begin(self, client: Client, round: int) -> None:
         """Start a client's turn."""
@@ -63,6 +64,7 @@ class ModuleLearner:
         for slot, adapter in self._initial.items():
             self._view.write(adapter, slot)
         self._evaluator.forget()
+        self._few.clear()
         self.activate(GLOBAL)
 
     def load(self, adapter: AdapterState, slot: str = GLOBAL) -> None:
@@ -121,13 +123,18 @@ class ModuleLearner:
             raise ClientFailure(self.client.id, self.round, "local", f"its training loss became {result.loss}.")
         return result
 
-    def evaluate(self, split: str = "val", predict: Predict | None = None) -> dict[str, float]:
-        """The module's metrics on the client's own split."""
-        loader = self._data.eval_loader(split, self.client.id)  # type: ignore[arg-type]
+    def evaluate(
+        self, split: str = "val", predict: Predict | None = None, limit: int | None = None
+    ) -> dict[str, float]:
+        """The module's metrics on the client's own split; the batches of a limited one are drawn once a turn."""
+        key = (split, limit)
+        loader = self._few.get(key) or self._data.eval_loader(split, self.client.id, limit)  # type: ignore[arg-type]
         if loader is None:
             raise ConfigError(
                 f"Expected client {self.client.id!r} to hold {split} examples, but it has none. Raise"
                 f" `data.{split}_fraction`."
             )
+        if limit is not None:
+            loader = self._few[key] = list(loader)
         scores = self._evaluator.score_loaded(loader, split, predict)
         return {name: logged.value for name, logged in scores.items()}

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import lightning.pytorch as pl
 import torch
@@ -29,6 +29,9 @@ from lit_fed.engine.log_recorder import LogRecorder
 from lit_fed.engine.memory import training_bytes
 from lit_fed.engine.precision import Precision, cast_frozen
 from lit_fed.engine.within import shard_frozen
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def prepare(
     offload: bool,
     seed: int,
     dry_run: bool,
+    rounds: int,
 ) -> Prepared:
     """Build the model, split the data, add the algorithm's slots, and check that all fits.
 
@@ -97,6 +101,7 @@ def prepare(
         *_module_problems(module, algorithm, view),
         *wrong_cohort,
         *(view.fold_problems() if algorithm.folds else ()),
+        *(_validation_problems(data, algorithm) if algorithm.needs_validation else ()),
         *_target_problems(module, data),
         *_offload_problems(offload, view),
     ]
@@ -109,7 +114,7 @@ def prepare(
             largest = max(data.clients, key=lambda client: client.num_examples)
             measured = training_bytes(LocalLoop(fabric, module, loop), view, data, largest, seed)
             model = replace(model, training_bytes=fabric.broadcast(measured))
-    setting = Setting(model, clients, 1 if algorithm.pools_clients else size, seed)
+    setting = Setting(model, clients, 1 if algorithm.pools_clients else size, seed, rounds)
     problems += algorithm.problems(setting)
     if problems:
         raise ConfigError(problems)
@@ -178,6 +183,17 @@ def _module_problems(module: pl.LightningModule, algorithm: Algorithm, view: Ada
     return problems
 
 
+def _validation_problems(data: FederatedDataModule, algorithm: Algorithm) -> list[str]:
+    without = [client.id for client in data.clients if not len(data.allocation.held("val", client.id)[1])]
+    if not without:
+        return []
+    return [
+        f"`algorithm: {type(algorithm).__name__}` needs validation examples of every client, but {len(without)} of "
+        f"{len(data.clients)} have none: {without[:3]}. Raise `data.val_fraction`, or leave out small clients with "
+        "`data.min_examples` and `data.small_clients: drop`."
+    ]
+
+
 def _offload_problems(offload: bool, view: AdapterView) -> list[str]:
     if not offload or view.blocks is not None:
         return []
@@ -222,7 +238,8 @@ def identity(
     """What must be the same for two runs to give the same result, as JSON values."""
     hparams = {k: v for k, v in prepared.module.hparams.items() if _is_plain(v)}
     known = {"class": type(prepared.module).__qualname__, **hparams}
-    own = {k: v for k, v in vars(algorithm).items() if _is_plain(v)}
+    options = {k: asdict(v) if _is_options(v) else v for k, v in vars(algorithm).items()}
+    own = {k: v for k, v in options.items() if _is_plain(v)}
     info = prepared.setting.model
     held = [[client.id, client.num_examples] for client in prepared.setting.clients]
     return {
@@ -234,6 +251,10 @@ def identity(
         "clients": {"number": len(held), "digest": digest({"examples": held})},
         "parameters": {"total": info.total_parameters, "trainable": info.trainable_parameters},
     }
+
+
+def _is_options(value: Any) -> TypeGuard["DataclassInstance"]:
+    return is_dataclass(value) and not isinstance(value, type)
 
 
 def _is_plain(value: Any) -> bool:

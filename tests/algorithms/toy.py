@@ -58,6 +58,7 @@ class ToyLearner:
         self.slots = {GLOBAL: {name: tensor.clone() for name, tensor in initial.items()}}
         self.active = set(initial)
         self.folded: AdapterState = {}
+        self.evaluated: list[int | None] = []
 
     def load(self, adapter: AdapterState, slot: str = GLOBAL) -> None:
         for name, tensor in adapter.items():
@@ -91,8 +92,14 @@ class ToyLearner:
                 self.slots[GLOBAL][name] = tensor.detach() - LR * gradient
         return FitResult(self.client.num_examples, number, float(loss.detach()))
 
-    def evaluate(self, split: str = "val", predict: Predict | None = None) -> dict[str, float]:
-        raise NotImplementedError
+    def evaluate(
+        self, split: str = "val", predict: Predict | None = None, limit: int | None = None
+    ) -> dict[str, float]:
+        """The loss that training minimises, of the adapter alone."""
+        assert split == "val", "training has no business with test data"
+        assert predict is None
+        self.evaluated.append(limit)
+        return {"loss": float(ToyStep(self.slots[GLOBAL], self.target).loss()), "num_examples": 1.0}
 
 
 class ToyFederation:
@@ -107,16 +114,18 @@ class ToyFederation:
         self.updates: list[Update] = []
 
     def run(self, rounds: int) -> "ToyFederation":
-        for round in range(rounds):
+        for _ in range(rounds):
             plan = self.algorithm.plan(self.server, list(self.clients))
             self.updates = []
             for client, target in self.clients.items():
-                learner = ToyLearner(client, round, target, self.start)
+                learner = ToyLearner(client, self.server.round, target, self.start)
                 update, self.private[client.id] = self.algorithm.local(
                     learner, plan[client.id], self.private[client.id]
                 )
                 self.updates.append(update)
-            self.server = self.algorithm.merge(self.server, self.updates)
+            merged = self.algorithm.merge(self.server, self.updates)
+            assert merged.round == self.server.round, "rounds are counted here, as by the engine"
+            self.server = replace(merged, round=merged.round + 1)
         return self
 
     def served(self, client: str | None = None) -> dict[str, Tensor]:

@@ -85,6 +85,23 @@ def test_every_example_is_one_clients_and_in_one_of_its_splits(kind: str, global
     assert sorted(seen) == list(range(240))
 
 
+def test_a_limited_part_is_always_the_same_and_not_just_the_first(global_rng_untouched: None) -> None:
+    """One client, 60 of 240 examples to validate on; the data are sorted by label."""
+    source = TensorTable({"id": torch.arange(240), "labels": torch.arange(240) // 60})
+    make = lambda: FederatedDataModule(Source(source), partitioners.IidPartitioner(1), val_fraction=0.25)  # noqa: E731
+    data = make()
+    (client,) = data.clients
+    whole = ids(data.eval_loader("val", client.id))
+    few, more = (ids(data.eval_loader("val", client.id, limit)) for limit in (8, 20))
+    assert len(whole) == 60
+    assert len(few) == 8
+    assert set(few) < set(more) < set(whole)
+    assert few == sorted(few) != whole[:8]
+    assert len({i // 60 for i in few}) > 1
+    assert few == ids(make().eval_loader("val", client.id, 8))
+    assert [ids(data.eval_loader("val", client.id, limit)) for limit in (60, 99)] == [whole, whole]
+
+
 @pytest.mark.parametrize("kind", ["iid", "dirichlet", "natural"])
 def test_a_partition_depends_on_the_partitioners_seed_and_the_data_alone(kind: str) -> None:
     def who(seed: int) -> list[list[int]]:
