@@ -129,11 +129,16 @@ class Budget:
     steps: int | None = None
     epochs: int | None = None
 
-    def problems(self) -> list[str]:
-        """What is wrong with it, in the words of the configuration."""
-        given = {"local_steps": self.steps, "local_epochs": self.epochs}
+    def part(self, steps: int | None, epochs: int | None) -> "Budget":
+        """The length of a part of the turn that has options of its own; without a value they mean this one."""
+        return self if steps is None and epochs is None else Budget(steps, epochs)
+
+    def problems(self, part: str = "local") -> list[str]:
+        """What is wrong with it, in the words of the configuration, whose keys begin with the part's name."""
+        given = {f"{part}_steps": self.steps, f"{part}_epochs": self.epochs}
         if sum(value is not None for value in given.values()) != 1:
-            return [f"Expected exactly one of `algorithm.local_steps` and `algorithm.local_epochs`, but got {given}."]
+            keys = " and ".join(f"`algorithm.{key}`" for key in given)
+            return [f"Expected exactly one of {keys}, but got {given}."]
         return [
             f"Expected `algorithm.{k}` to be >= 1, but got {v}." for k, v in given.items() if v is not None and v < 1
         ]

@@ -1,0 +1,121 @@
+"""Methods that give every client an adapter of its own, in a real module."""
+
+import csv
+
+import pytest
+import torch
+
+from lit_fed.algorithms import Ditto, FedAMP, FedAvg, FedAvgFT, FedPer, FedRep, Local
+from lit_fed.algorithms.base import GLOBAL
+from lit_fed.core.names import factor_of, is_head
+from lit_fed.core.tree import flatten
+from lit_fed.engine.learner import ModuleLearner
+from tests.engine.tiny import fit, pictures, tiny_vit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+# three blocks of LoRA r = 2 on q and v of width 8, a head of 8 * 2 + 2; in bytes
+BODY, HEAD = 3 * 2 * 32 * 4, 18 * 4
+FAMILY = {
+    "Ditto": lambda: Ditto(0.5, local_steps=3),  # the first step is that of the global adapter
+    "FedPer": FedPer,
+    "FedRep": lambda: FedRep(head_steps=2),
+    "FedAvgFT": lambda: FedAvgFT(2),
+    "FedAMP": FedAMP,
+}
+
+
+@pytest.fixture(params=FAMILY)
+def make(request):
+    return FAMILY[request.param]
+
+
+def digest_of(result):
+    return result.summary["state_digest"]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def rows_of(result):
+    with open(result.path / "clients.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rounds_are_rounds_and_a_resume(tmp_path, make):
+    settings = {"cohort": 2, "evaluate_every": 0}
+    whole = fit(make(), tiny_vit(dropout=0.5), pictures(), tmp_path / "whole", rounds=3, **settings)
+    for rounds in (1, 3):
+        module = tiny_vit(dropout=0.5)
+        parts = fit(make(), module, pictures(), tmp_path / "parts", rounds=rounds, ckpt_path="last", **settings)
+    assert digest_of(parts) == digest_of(whole)
+    assert parts.metrics == whole.metrics
+    assert parts.summary["traffic"] == whole.summary["traffic"]
+
+
+def test_private_is_in_no_update_and_serves_its_client(tmp_path, make, monkeypatch):
+    algorithm, turns = make(), []
+    plain = algorithm.local
+
+    def watched(learner, task, private):
+        turns.append(plain(learner, task, private))
+        return turns[-1]
+
+    monkeypatch.setattr(algorithm, "local", watched)
+    result = fit(algorithm, tiny_vit(), pictures(), tmp_path, rounds=3, evaluate_every=0)
+    assert len(turns) == 9
+    for update, private in turns:
+        kept = list(flatten(private)[0].values())
+        for name, sent in update.adapter.items():
+            assert not any(sent.data_ptr() == own.data_ptr() for own in kept)
+            if factor_of(name) != "A":  # with B still small, A may not have moved from where both began
+                assert not any(torch.equal(sent, own) for own in kept)
+    served = [algorithm.serve(result.server, private).adapters[GLOBAL] for _, private in turns[-3:]]
+    assert not any(same(one, other) for one in served for other in served if one is not other)
+    assert not any(same(one, result.adapter) for one in served)
+
+
+def test_dittos_global_adapter_is_fedavgs(tmp_path):
+    ditto, fedavg = (fit(a, tiny_vit(dropout=0.5), pictures(), tmp_path, rounds=3) for a in (Ditto(0.3), FedAvg()))
+    assert same(ditto.adapter, fedavg.adapter)
+    assert [int(row["up_bytes"]) for row in rows_of(ditto)] == [int(row["up_bytes"]) for row in rows_of(fedavg)]
+    assert [int(a["steps"]) for a in rows_of(ditto)] == [2 * int(b["steps"]) for b in rows_of(fedavg)]
+
+
+def test_before_it_fine_tunes_it_is_fedavg(tmp_path):
+    tuned = fit(FedAvgFT(2), tiny_vit(dropout=0.5), pictures(), tmp_path, rounds=3)
+    fedavg = fit(FedAvg(), tiny_vit(dropout=0.5), pictures(), tmp_path, rounds=2)
+    assert same(tuned.adapter, fedavg.adapter)
+    assert [int(row["up_bytes"]) for row in rows_of(tuned)] == [BODY + HEAD] * 6 + [0] * 3
+
+
+def test_a_fedamp_of_one_is_local(tmp_path):
+    alone, local = (
+        fit(a, tiny_vit(dropout=0.5), pictures(clients=1), tmp_path) for a in (FedAMP(penalty=0.0), Local())
+    )
+    key = "personal/loss_mean"
+    assert alone.metrics[key] == local.metrics[key] != local.metrics["global/loss"]
+
+
+@pytest.mark.parametrize("algorithm", [FedPer(), FedRep(head_steps=3, local_steps=2)], ids=["FedPer", "FedRep"])
+def test_the_head_stays_and_the_body_travels(tmp_path, algorithm, monkeypatch):
+    """With weight decay, so that a tensor which the optimizer has would move."""
+    module = tiny_vit(optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.5))
+    start = fit(Local(), tiny_vit(), pictures(), tmp_path, rounds=1).server.adapter
+    fits = []
+    plain = ModuleLearner.fit
+
+    def watched(learner, **length):
+        before = learner.state()
+        result = plain(learner, **length)
+        changed = {name for name, tensor in learner.state().items() if not torch.equal(tensor, before[name])}
+        fits.append(({is_head(name) for name in changed}, result.num_steps))
+        return result
+
+    monkeypatch.setattr(ModuleLearner, "fit", watched)
+    result = fit(algorithm, module, pictures(), tmp_path, rounds=2)
+    assert {int(row["up_bytes"]) for row in rows_of(result)} == {BODY}
+    assert {int(row["down_bytes"]) for row in rows_of(result)} == {BODY}
+    assert all(torch.equal(result.adapter[name], start[name]) == is_head(name) for name in start)
+    expected = [({True}, 3), ({False}, 2)] * 6 if isinstance(algorithm, FedRep) else [({True, False}, fits[0][1])] * 6
+    assert fits == expected
