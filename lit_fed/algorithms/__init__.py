@@ -15,6 +15,7 @@ from lit_fed.algorithms.fedper import FedPer
 from lit_fed.algorithms.fedprox import FedProx
 from lit_fed.algorithms.fedra import FedRA
 from lit_fed.algorithms.fedrep import FedRep
+from lit_fed.algorithms.fedrod import FedRoD
 from lit_fed.algorithms.ffa_lora import FFALoRA
 from lit_fed.algorithms.flex_lora import FlexLoRA
 from lit_fed.algorithms.flora import FLoRA
@@ -44,6 +45,7 @@ __all__ = [
     "FedProx",
     "FedRA",
     "FedRep",
+    "FedRoD",
     "FedYogi",
     "FlexLoRA",
     "Frozen",

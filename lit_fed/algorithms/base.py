@@ -26,7 +26,7 @@ class Step(Protocol):
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
-        """The tensors being trained, live, by canonical name."""
+        """The tensors of the active slot that are trained, live, by canonical name."""
         ...
 
     def loss(self) -> Tensor:
@@ -93,14 +93,26 @@ class Learner(Protocol):
         """Run only these blocks, in order, gaps closed (`None`: all). Holds until the end of the turn."""
         ...
 
-    def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
-        """Choose what `fit` trains: the tensors of one slot for which `where(name)` holds (`None`: all of it)."""
+    def activate(
+        self, slot: str = GLOBAL, where: Where | None = None, beside: Mapping[str, Where | None] | None = None
+    ) -> None:
+        """Choose what `fit` trains: the tensors of one slot for which `where(name)` holds (`None`: all of it).
+
+        Args:
+            slot: The slot that the module's own forward runs with.
+            where: What of it is trained.
+            beside: Other slots that are trained too, and what of them; for objectives that ask a step for them.
+        """
         ...
 
     def fit(
         self, *, steps: int | None = None, epochs: int | None = None, objective: Objective | None = None
     ) -> FitResult:
         """Train on the client's data, for a number of optimizer steps or of epochs, with fresh optimizers."""
+        ...
+
+    def targets(self) -> Tensor:
+        """The targets of all the client's training data, on the CPU; of a module that offers ``targets``."""
         ...
 
     def evaluate(self, split: str = "val", predict: Predict | None = None) -> dict[str, float]:

@@ -182,8 +182,8 @@ class FederatedDataModule(LightningDataModule):
             rows, batch_sampler=sampler, collate_fn=collate, pin_memory=part.pin_memory, generator=generator
         )
 
-    def eval_loader(self, split: Literal["val", "test"], client: ClientId) -> "DataLoader[Any] | None":
-        """A client's own validation or test batches, in order; `None` if it has none."""
+    def eval_loader(self, split: Literal["train", "val", "test"], client: ClientId) -> "DataLoader[Any] | None":
+        """A client's own batches of a split, in order and all of them; `None` if it has none."""
         dataset, indices = self.allocation.held(split, client)
         return self._in_order(dataset, indices) if len(indices) else None
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_fed.algorithms import Ditto, FedAMP, FedAvg, FedAvgFT, FedPer, FedProx, FedRep, Local
-from lit_fed.algorithms.base import Algorithm
+from lit_fed.algorithms.base import GLOBAL, Algorithm
 from lit_fed.algorithms.fedamp import attention, squared_distances
 from lit_fed.core.errors import ConfigError
 from lit_fed.core.tree import digest
@@ -116,21 +116,21 @@ class Watched(ToyLearner):
     """Notes down what was trained, and for how long."""
 
     def fit(self, **length):
-        self.trained = [*getattr(self, "trained", []), (sorted(self.active), length["steps"])]
+        self.fits = [*getattr(self, "fits", []), (sorted(self.trained[GLOBAL]), length["steps"])]
         return super().fit(**length)
 
 
 def test_fedrep_trains_the_head_first_and_the_body_after_it() -> None:
     learner = Watched(A, 0, TARGETS[A], START)
     update, _ = FedRep(head_steps=5, local_steps=2).local(learner, Task({n: START[n] for n in BODY}), {})
-    assert learner.trained == [([HEAD], 5), (BODY, 2)]
+    assert learner.fits == [([HEAD], 5), (BODY, 2)]
     assert update.metrics["steps"] == 7
 
 
 def test_fedper_trains_both_at_once() -> None:
     learner = Watched(A, 0, TARGETS[A], START)
     FedPer(local_steps=2).local(learner, Task({n: START[n] for n in BODY}), {})
-    assert learner.trained == [(sorted(NAMES), 2)]
+    assert learner.fits == [(sorted(NAMES), 2)]
 
 
 @pytest.mark.parametrize("kind", [FedPer, FedRep])

@@ -5,11 +5,15 @@ import csv
 import pytest
 import torch
 
-from lit_fed.algorithms import Ditto, FedAMP, FedAvg, FedAvgFT, FedPer, FedRep, Local
+from lit_fed.adapters import AdapterView
+from lit_fed.algorithms import Ditto, FedAMP, FedAvg, FedAvgFT, FedPer, FedRep, FedRoD, Local
+from lit_fed.algorithms import fedrod
 from lit_fed.algorithms.base import GLOBAL
-from lit_fed.core.names import factor_of, is_head
+from lit_fed.core.names import exit_of, factor_of, is_head
 from lit_fed.core.tree import flatten
+from lit_fed.engine import Federation
 from lit_fed.engine.learner import ModuleLearner
+from lit_fed.engine.private_store import PrivateStore
 from tests.engine.tiny import fit, pictures, tiny_vit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,6 +25,7 @@ FAMILY = {
     "FedRep": lambda: FedRep(head_steps=2),
     "FedAvgFT": lambda: FedAvgFT(2),
     "FedAMP": FedAMP,
+    "FedRoD": FedRoD,
 }
 
 
@@ -119,3 +124,54 @@ def test_the_head_stays_and_the_body_travels(tmp_path, algorithm, monkeypatch):
     assert all(torch.equal(result.adapter[name], start[name]) == is_head(name) for name in start)
     expected = [({True}, 3), ({False}, 2)] * 6 if isinstance(algorithm, FedRep) else [({True, False}, fits[0][1])] * 6
     assert fits == expected
+
+
+def test_fedrod_predicts_with_both_heads_of_one_body(tmp_path):
+    """Against logits made of the features and the two linear heads; nobody else's private head is left behind."""
+    algorithm, module, data = FedRoD(local_steps=3), tiny_vit(), pictures()
+    result = fit(algorithm, module, data, tmp_path, rounds=2)
+    assert {int(row["up_bytes"]) for row in rows_of(result)} == {BODY + HEAD}
+    assert {int(row["down_bytes"]) for row in rows_of(result)} == {BODY + HEAD}
+    left = AdapterView(module).read()
+    assert all(torch.equal(tensor, result.adapter[name]) for name, tensor in left.items())
+    store = PrivateStore(result.path / "private")
+    federation = Federation(algorithm, accelerator="cpu", progress=False)
+    for client in ("00", None):
+        guesses = federation.predict(tiny_vit(), data, result.path, client=client)
+        state = dict(result.adapter)
+        if client is not None:
+            private = store.get(client, 2)
+            labels = torch.cat([batch["labels"] for batch in data.eval_loader("train", client)])
+            assert private["counts"] == torch.bincount(labels).tolist()
+            assert not torch.equal(private["head"]["exits.3.weight"], result.adapter["exits.3.weight"])
+            state |= private["head"]
+        module.eval()
+        for batch, guess in zip(data.predict_loader(), guesses, strict=True):
+            with torch.no_grad():
+                features = module.features(batch)
+            logits = features @ state["head.weight"].T + state["head.bias"]
+            if client is not None:
+                logits += features @ state["exits.3.weight"].T + state["exits.3.bias"]
+            torch.testing.assert_close(guess["probs"], logits.softmax(-1), rtol=0, atol=1e-6)
+
+
+def test_the_private_head_of_fedrod_does_not_move_the_body(tmp_path, monkeypatch):
+    """With plain cross-entropy of the generic head alone, body and generic head end the same to the bit."""
+
+    def generic_alone(counts, depth):
+        def objective(step):
+            prior = torch.tensor(counts + [0] * (2 - len(counts))).log()
+            own = sum(0 * p.sum() for name, p in step.parameters.items() if exit_of(name) is not None)
+            return torch.nn.functional.cross_entropy(step.logits() + prior, step.targets()) + own
+
+        return objective
+
+    both = fit(FedRoD(local_steps=3), tiny_vit(), pictures(), tmp_path)
+    monkeypatch.setattr(fedrod, "decoupled", generic_alone)
+    alone = fit(FedRoD(local_steps=3), tiny_vit(), pictures(), tmp_path)
+    assert same(both.adapter, alone.adapter)
+
+
+def test_fedrod_counts_in_a_dry_run(tmp_path):
+    result = fit(FedRoD(), tiny_vit(), pictures(), tmp_path, dry_run=True)
+    assert {row["up_bytes"] for row in result.clients.values()} == {BODY + HEAD}
