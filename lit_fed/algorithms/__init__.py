@@ -11,6 +11,7 @@ from lit_fed.algorithms.fedamp import FedAMP
 from lit_fed.algorithms.fedavg import FedAvg
 from lit_fed.algorithms.fedavg_ft import FedAvgFT
 from lit_fed.algorithms.fedex_lora import FedExLoRA
+from lit_fed.algorithms.fedkd import FedKD
 from lit_fed.algorithms.fedper import FedPer
 from lit_fed.algorithms.fedprox import FedProx
 from lit_fed.algorithms.fedra import FedRA
@@ -41,6 +42,7 @@ __all__ = [
     "FedAvgFT",
     "FedAvgM",
     "FedExLoRA",
+    "FedKD",
     "FedPer",
     "FedProx",
     "FedRA",

@@ -19,7 +19,8 @@ paper                            here
 ===============================  ==========================================================
 
 Balanced softmax adds :math:`\log N_{m,c}` to the generic logits in training; a class that the client does not have has
-probability 0 there, so that a client of a single class teaches body and generic head nothing. A client predicts with the sum of both heads' logits, a new client with the generic head.
+probability 0 there, so that a client of a single class teaches body and generic head nothing. A client predicts with
+the sum of both heads' logits, a new client with the generic head.
 
 Each head is evaluated in a pass of its own, so that a head of any architecture can have a private copy: a training step
 is two forward passes and one backward pass, a prediction two passes.

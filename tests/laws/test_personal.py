@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lit_fed.adapters import AdapterView
-from lit_fed.algorithms import Ditto, FedAMP, FedAvg, FedAvgFT, FedPer, FedRep, FedRoD, Local
-from lit_fed.algorithms import fedrod
+from lit_fed.algorithms import Ditto, FedAMP, FedAvg, FedAvgFT, FedKD, FedPer, FedRep, FedRoD, Local, fedrod
 from lit_fed.algorithms.base import GLOBAL
+from lit_fed.core.errors import ConfigError
 from lit_fed.core.names import exit_of, factor_of, is_head
 from lit_fed.core.tree import flatten
 from lit_fed.engine import Federation
@@ -26,6 +26,7 @@ FAMILY = {
     "FedAvgFT": lambda: FedAvgFT(2),
     "FedAMP": FedAMP,
     "FedRoD": FedRoD,
+    "FedKD": lambda: FedKD(ramp_rounds=2),
 }
 
 
@@ -69,7 +70,8 @@ def test_private_is_in_no_update_and_serves_its_client(tmp_path, make, monkeypat
     monkeypatch.setattr(algorithm, "local", watched)
     result = fit(algorithm, tiny_vit(), pictures(), tmp_path, rounds=3, evaluate_every=0)
     assert len(turns) == 9
-    for update, private in turns:
+    # until its mentee is averaged with others', FedKD's mentor is no different from it
+    for update, private in turns[3:] if isinstance(algorithm, FedKD) else turns:
         kept = list(flatten(private)[0].values())
         for name, sent in update.adapter.items():
             assert not any(sent.data_ptr() == own.data_ptr() for own in kept)
@@ -175,3 +177,26 @@ def test_the_private_head_of_fedrod_does_not_move_the_body(tmp_path, monkeypatch
 def test_fedrod_counts_in_a_dry_run(tmp_path):
     result = fit(FedRoD(), tiny_vit(), pictures(), tmp_path, dry_run=True)
     assert {row["up_bytes"] for row in result.clients.values()} == {BODY + HEAD}
+
+
+def test_fedkd_sends_the_mentees_factors_and_keeps_its_mentor(tmp_path):
+    """Six pairs of factors and the head's matrix, all 2 x 8 numbers: 10 if one direction is enough, 0 without any."""
+    result = fit(FedKD(0.3, 0.3, local_steps=3), tiny_vit(), pictures(), tmp_path, rounds=1)
+    sizes = [int(row["up_bytes"]) / 4 for row in rows_of(result)]
+    assert all(2 < size <= 13 * 10 + 2 and (size - 2) % 10 == 0 for size in sizes)  # half of it is in one, at least
+    assert {int(row["down_bytes"]) for row in rows_of(result)} == {BODY + HEAD}
+    [row] = result.history
+    assert row["server/upload_fraction"] == pytest.approx(sum(sizes) / (3 * 13 * 16 + 3 * 2))
+    most = fit(FedKD(), tiny_vit(), pictures(), tmp_path, dry_run=True)
+    assert {row["up_bytes"] for row in most.clients.values()} == {BODY + HEAD}
+    exact = fit(FedKD(1.0, 1.0), tiny_vit(), pictures(clients=1), tmp_path, rounds=1)
+    mentor = PrivateStore(exact.path / "private").get("00", 1)["mentor"]
+    for name, tensor in exact.adapter.items():  # both start alike, so that in the first round neither teaches the other
+        torch.testing.assert_close(mentor[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_fedkd_needs_lora(tmp_path):
+    module = tiny_vit()
+    module.lora = None
+    with pytest.raises(ConfigError, match="Expected a module with LoRA, so that it can have a slot 'local'"):
+        fit(FedKD(), module, pictures(), tmp_path)
