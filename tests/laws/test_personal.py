@@ -157,20 +157,21 @@ def test_fedrod_predicts_with_both_heads_of_one_body(tmp_path):
             torch.testing.assert_close(guess["probs"], logits.softmax(-1), rtol=0, atol=1e-6)
 
 
-def test_the_private_head_of_fedrod_does_not_move_the_body(tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_private_head_of_fedrod_does_not_move_the_body(tmp_path, monkeypatch, precision):
     """With plain cross-entropy of the generic head alone, body and generic head end the same to the bit."""
 
     def generic_alone(counts, depth):
         def objective(step):
             prior = torch.tensor(counts + [0] * (2 - len(counts))).log()
             own = sum(0 * p.sum() for name, p in step.parameters.items() if exit_of(name) is not None)
-            return torch.nn.functional.cross_entropy(step.logits() + prior, step.targets()) + own
+            return torch.nn.functional.cross_entropy(step.logits().float() + prior, step.targets()) + own
 
         return objective
 
-    both = fit(FedRoD(local_steps=3), tiny_vit(), pictures(), tmp_path)
+    both = fit(FedRoD(local_steps=3), tiny_vit(), pictures(), tmp_path, precision=precision)
     monkeypatch.setattr(fedrod, "decoupled", generic_alone)
-    alone = fit(FedRoD(local_steps=3), tiny_vit(), pictures(), tmp_path)
+    alone = fit(FedRoD(local_steps=3), tiny_vit(), pictures(), tmp_path, precision=precision)
     assert same(both.adapter, alone.adapter)
 
 
