@@ -7,8 +7,8 @@ Learning" (NeurIPS 2022).
 The first ``federated_rounds`` rounds are FedAvg. In the rounds after them nothing is sent: a client starts from the
 last global adapter and goes on with its own, as `Local` does. So of ``federation.rounds: 20`` with
 ``federated_rounds: 19`` the last round is the fine-tuning, every client has made as many steps as with FedAvg, and the
-global adapter is that of FedAvg after 19 rounds, bit for bit. How many rounds there are is not known to an algorithm: with
-no more than ``federated_rounds`` nobody is fine-tuned, and it is FedAvg.
+global adapter is that of FedAvg after 19 rounds, bit for bit. How many rounds there are is not known to an algorithm:
+with no more than ``federated_rounds`` nobody is fine-tuned, and it is FedAvg.
 
 Assumption: a client is fine-tuned in the rounds whose cohort it is in; one that was in none predicts with the global
 adapter. Give the last rounds to everybody (``federation.cohort: 1.0``) to have all of them fine-tuned.
