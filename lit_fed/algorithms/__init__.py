@@ -5,12 +5,19 @@ from lit_fed.algorithms.all_small import AllSmall
 from lit_fed.algorithms.base import Algorithm, Learner, Serving, Step
 from lit_fed.algorithms.centralized import Centralized
 from lit_fed.algorithms.depth_fl import DepthFL
+from lit_fed.algorithms.ditto import Ditto
 from lit_fed.algorithms.exclusive_fl import ExclusiveFL
+from lit_fed.algorithms.fedamp import FedAMP
 from lit_fed.algorithms.fdlora import FDLoRA
 from lit_fed.algorithms.fedavg import FedAvg
+from lit_fed.algorithms.fedavg_ft import FedAvgFT
 from lit_fed.algorithms.fedex_lora import FedExLoRA
+from lit_fed.algorithms.fedkd import FedKD
+from lit_fed.algorithms.fedper import FedPer
 from lit_fed.algorithms.fedprox import FedProx
 from lit_fed.algorithms.fedra import FedRA
+from lit_fed.algorithms.fedrep import FedRep
+from lit_fed.algorithms.fedrod import FedRoD
 from lit_fed.algorithms.ffa_lora import FFALoRA
 from lit_fed.algorithms.flex_lora import FlexLoRA
 from lit_fed.algorithms.flora import FLoRA
@@ -26,16 +33,23 @@ __all__ = [
     "AllSmall",
     "Centralized",
     "DepthFL",
+    "Ditto",
     "ExclusiveFL",
     "FDLoRA",
     "FFALoRA",
     "FLoRA",
+    "FedAMP",
     "FedAdam",
     "FedAvg",
+    "FedAvgFT",
     "FedAvgM",
     "FedExLoRA",
+    "FedKD",
+    "FedPer",
     "FedProx",
     "FedRA",
+    "FedRep",
+    "FedRoD",
     "FedYogi",
     "FlexLoRA",
     "Frozen",

@@ -26,7 +26,7 @@ class Step(Protocol):
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
-        """The tensors being trained, live, by canonical name."""
+        """The tensors of the active slot that are trained, live, by canonical name."""
         ...
 
     def loss(self) -> Tensor:
@@ -93,14 +93,26 @@ class Learner(Protocol):
         """Run only these blocks, in order, gaps closed (`None`: all). Holds until the end of the turn."""
         ...
 
-    def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
-        """Choose what `fit` trains: the tensors of one slot for which `where(name)` holds (`None`: all of it)."""
+    def activate(
+        self, slot: str = GLOBAL, where: Where | None = None, beside: Mapping[str, Where | None] | None = None
+    ) -> None:
+        """Choose what `fit` trains: the tensors of one slot for which `where(name)` holds (`None`: all of it).
+
+        Args:
+            slot: The slot that the module's own forward runs with.
+            where: What of it is trained.
+            beside: Other slots that are trained too, and what of them; for objectives that ask a step for them.
+        """
         ...
 
     def fit(
         self, *, steps: int | None = None, epochs: int | None = None, objective: Objective | None = None
     ) -> FitResult:
         """Train on the client's data, for a number of optimizer steps or of epochs, with fresh optimizers."""
+        ...
+
+    def targets(self) -> Tensor:
+        """The targets of all the client's training data, on the CPU; of a module that offers ``targets``."""
         ...
 
     def evaluate(
@@ -133,15 +145,17 @@ class Budget:
 
     steps: int | None = None
     epochs: int | None = None
-    name: str = "local"
-    """What the options that set it begin with."""
 
-    def problems(self) -> list[str]:
-        """What is wrong with it, in the words of the configuration."""
-        given = {f"{self.name}_steps": self.steps, f"{self.name}_epochs": self.epochs}
+    def part(self, steps: int | None, epochs: int | None) -> "Budget":
+        """The length of a part of the turn that has options of its own; without a value they mean this one."""
+        return self if steps is None and epochs is None else Budget(steps, epochs)
+
+    def problems(self, part: str = "local") -> list[str]:
+        """What is wrong with it, in the words of the configuration, whose keys begin with the part's name."""
+        given = {f"{part}_steps": self.steps, f"{part}_epochs": self.epochs}
         if sum(value is not None for value in given.values()) != 1:
-            options = " and ".join(f"`algorithm.{key}`" for key in given)
-            return [f"Expected exactly one of {options}, but got {given}."]
+            keys = " and ".join(f"`algorithm.{key}`" for key in given)
+            return [f"Expected exactly one of {keys}, but got {given}."]
         return [
             f"Expected `algorithm.{k}` to be >= 1, but got {v}." for k, v in given.items() if v is not None and v < 1
         ]

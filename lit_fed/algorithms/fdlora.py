@@ -56,7 +56,7 @@ from dataclasses import replace
 from typing import Literal
 
 from lit_fed.algorithms.ada_fusion import AdaFusion, Fusion, Head
-from lit_fed.algorithms.base import GLOBAL, Algorithm, Budget, Learner, Serving, report
+from lit_fed.algorithms.base import GLOBAL, Algorithm, Learner, Serving, report
 from lit_fed.algorithms.low_rank import lora_problems
 from lit_fed.algorithms.search import Search
 from lit_fed.core.aggregate import Weights, mean
@@ -123,8 +123,7 @@ class FDLoRA(Algorithm):
         self.federated_rounds, self.sync_every, self.sync_at = federated_rounds, sync_every, sync_at
         self.outer_step, self.outer = outer_step, outer
         self.weights: Weights = weights
-        given = personal_steps is not None or personal_epochs is not None
-        self.personal_budget = Budget(personal_steps, personal_epochs, "personal") if given else self.budget
+        self.personal_budget = self.budget.part(personal_steps, personal_epochs)
         self.ada_fusion = AdaFusion(fusion, search, budget, few_shot, start, bounds, penalty, head)
         self.folds = fusion == "product"
         self.needs_validation = self.ada_fusion.searches
@@ -144,7 +143,7 @@ class FDLoRA(Algorithm):
             f"Expected `algorithm.{key}` {rule}, but got {value}." for key, rule, value, holds in rules if not holds
         ]
         if self.personal_budget is not self.budget:
-            found += self.personal_budget.problems()
+            found += self.personal_budget.problems("personal")
         return super().problems(setting) + found + self.ada_fusion.problems() + lora_problems(self, setting)
 
     def init(self, adapter: AdapterState, setting: Setting) -> Server:

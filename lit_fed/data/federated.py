@@ -183,12 +183,12 @@ class FederatedDataModule(LightningDataModule):
         )
 
     def eval_loader(
-        self, split: Literal["val", "test"], client: ClientId, limit: int | None = None
+        self, split: Literal["train", "val", "test"], client: ClientId, limit: int | None = None
     ) -> "DataLoader[Any] | None":
-        """A client's own validation or test batches, in order; `None` if it has none.
+        """A client's own batches of a split, in order; `None` if it has none.
 
         Args:
-            split: Which of the two.
+            split: Which of the three.
             client: An id.
             limit: At most so many examples, >= 1, drawn by `seed` and the client's name: always the same, and those of
                 a lower limit are among those of a higher one.

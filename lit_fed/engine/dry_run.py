@@ -1,9 +1,10 @@
 """A run without the run: the model on the meta device, one round planned and counted, nothing trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from lit_fed.algorithms.base import GLOBAL, Objective, Predict, Where
@@ -40,7 +41,9 @@ class DryLearner:
         """Restrict what `state` gives."""
         self._blocks = blocks
 
-    def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
+    def activate(
+        self, slot: str = GLOBAL, where: Where | None = None, beside: Mapping[str, Where | None] | None = None
+    ) -> None:
         """Nothing is trained."""
 
     def fit(
@@ -48,6 +51,10 @@ class DryLearner:
     ) -> FitResult:
         """No step."""
         return FitResult(self.client.num_examples, 0, 0.0)
+
+    def targets(self) -> Tensor:
+        """No example is read."""
+        return torch.zeros(0, dtype=torch.long)
 
     def evaluate(
         self, split: str = "val", predict: Predict | None = None, limit: int | None = None

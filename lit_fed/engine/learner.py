@@ -1,9 +1,10 @@
 """One client's turn with the resident module."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 
 from lit_fed.adapters.state import AdapterView
@@ -91,11 +92,13 @@ class ModuleLearner:
         elif blocks is not None:
             raise ConfigError("This algorithm runs parts of the model, but no transformer blocks were found in it.")
 
-    def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
+    def activate(
+        self, slot: str = GLOBAL, where: Where | None = None, beside: Mapping[str, Where | None] | None = None
+    ) -> None:
         """Choose what `fit` trains."""
         self._slot = slot
         self._view.use(slot)
-        self._view.train_only(slot, where)
+        self._view.train_only(slot, where, beside)
 
     def fit(
         self, *, steps: int | None = None, epochs: int | None = None, objective: Objective | None = None
@@ -122,6 +125,16 @@ class ModuleLearner:
         if not result.loss == result.loss or abs(result.loss) == float("inf"):
             raise ClientFailure(self.client.id, self.round, "local", f"its training loss became {result.loss}.")
         return result
+
+    def targets(self) -> Tensor:
+        """The targets of all the client's training data, on the CPU."""
+        module: Any = self._module
+        found = []
+        for client in self._members.get(self.client.id, [self.client.id]):
+            with isolated_rng(self._seed, "targets", client):  # reading examples may draw, for a user's augmentation
+                loader = self._data.eval_loader("train", client) or ()
+                found += [module.targets(self._loop.mover(batch)).cpu() for batch in loader]
+        return torch.cat(found)
 
     def evaluate(
         self, split: str = "val", predict: Predict | None = None, limit: int | None = None

@@ -85,7 +85,7 @@ def prepare(
     attach_exits(module, ())  # those of a federation before
     encode = getattr(module, "encode", None)
     data.setup_clients(encode if callable(encode) and not dry_run else None, dry_run)
-    with isolated_rng(seed, "slots"):
+    with isolated_rng(seed, "slots"), torch.device("meta") if dry_run else nullcontext():
         for slot in algorithm.slots:
             if slot != GLOBAL:
                 add_slot(module, slot)

@@ -34,7 +34,7 @@ class ModuleStep:
 
     @cached_property
     def parameters(self) -> Mapping[str, Tensor]:
-        """The tensors being trained, live, by canonical name."""
+        """The tensors of the active slot that are trained, live, by canonical name."""
         return self._view.trained(self._slot)
 
     def loss(self) -> Tensor:

@@ -176,6 +176,24 @@ def test_gradients_reach_the_slot_in_use(arch_named):
     assert all(p.grad is not None for p in view.trained("local").values())
 
 
+def test_several_slots_are_trained_at_once(arch_named):
+    arch = arch_named("vit")
+    model = tuned(arch, ["local"])
+    view = AdapterView(model)
+    view.train_only("global", is_head, {"local": lambda name: factor_of(name) == "B"})
+    wanted = [name for name in view.names if factor_of(name) == "B"]
+    assert list(view.trained("local")) == wanted
+    assert list(view.trained()) == [name for name in view.names if is_head(name)]
+    ids = {id(p) for slot in view.slots for p in view.trained(slot).values()}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == ids
+    for slot in view.slots:
+        view.use(slot)
+        model(**arch.inputs()).logits.sum().backward()
+    assert all(p.grad is not None for slot in view.slots for p in view.trained(slot).values())
+    view.train_only("local", None, {})
+    assert not view.trained()
+
+
 def test_selected_blocks_do_not_hide_tensors(arch_named):
     view = AdapterView(tuned(arch_named("bert")))
     state = randomised(view)

@@ -1,13 +1,14 @@
 """A learner without Lightning: the loss is half the squared distance to the client's target, training is plain SGD."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_fed.algorithms.base import GLOBAL, Algorithm, Objective, Predict, Where
+from lit_fed.core.names import block_of, exit_of
 from lit_fed.core.types import AdapterState, Client, FitResult, ModelInfo, Private, Server, Setting, Update
 
 NAMES = ("blocks.0.q.lora_A", "blocks.0.q.lora_B", "head.weight")
@@ -35,9 +36,16 @@ class ToyStep:
     parameters: Mapping[str, Tensor]
     target: Mapping[str, Tensor]
     batch: Any = None
+    slots: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def loss(self) -> Tensor:
         return sum((p - self.target[name]).square().sum() / 2 for name, p in self.parameters.items())
+
+    def logits(self, slot: str = GLOBAL) -> Tensor:
+        return _total({name: t for name, t in self.slots[slot].items() if exit_of(name) is None})
+
+    def features(self, slot: str = GLOBAL) -> Tensor:
+        return _total({name: t for name, t in self.slots[slot].items() if block_of(name) is not None})
 
     def exit_logits(self, depths: Sequence[int]) -> list[Tensor]:
         return [depth * _total(self.parameters) for depth in depths]
@@ -51,14 +59,21 @@ def _total(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 class ToyLearner:
-    """A client's turn over a module that is a dict of tensors; keeps no slot but the global one's name."""
+    """A client's turn over a module that is a dict of tensors for each slot."""
 
-    def __init__(self, client: Client, round: int, target: Mapping[str, Tensor], initial: AdapterState) -> None:
+    def __init__(
+        self,
+        client: Client,
+        round: int,
+        target: Mapping[str, Tensor],
+        initial: AdapterState,
+        slots: Sequence[str] = (GLOBAL,),
+    ) -> None:
         self.client, self.round, self.target = client, round, target
-        self.slots = {GLOBAL: {name: tensor.clone() for name, tensor in initial.items()}}
-        self.active = set(initial)
+        self.slots = {slot: {name: tensor.clone() for name, tensor in initial.items()} for slot in slots}
         self.folded: AdapterState = {}
         self.evaluated: list[int | None] = []
+        self.activate()
 
     def load(self, adapter: AdapterState, slot: str = GLOBAL) -> None:
         for name, tensor in adapter.items():
@@ -75,8 +90,14 @@ class ToyLearner:
     def select_blocks(self, blocks: Sequence[int] | None) -> None:
         assert blocks is None or tuple(blocks) == (0,), "the toy has one block"
 
-    def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
-        self.active = {name for name in self.slots[slot] if where is None or where(name)}
+    def activate(
+        self, slot: str = GLOBAL, where: Where | None = None, beside: Mapping[str, Where | None] | None = None
+    ) -> None:
+        chosen = {**(beside or {}), slot: where}
+        self.slot = slot
+        self.trained = {
+            one: {name for name in self.slots[one] if picks is None or picks(name)} for one, picks in chosen.items()
+        }
 
     def fit(
         self, *, steps: int | None = None, epochs: int | None = None, objective: Objective | None = None
@@ -84,13 +105,18 @@ class ToyLearner:
         assert (steps is None) != (epochs is None)
         number = steps if steps is not None else epochs * BATCHES
         for _ in range(number):
-            live = {name: self.slots[GLOBAL][name].requires_grad_() for name in sorted(self.active)}
-            step = ToyStep(live, self.target)
+            chosen = [(slot, name) for slot, names in sorted(self.trained.items()) for name in sorted(names)]
+            live = [self.slots[slot][name].requires_grad_() for slot, name in chosen]
+            parameters = {name: self.slots[self.slot][name] for name in sorted(self.trained[self.slot])}
+            step = ToyStep(parameters, self.target, slots=self.slots)
             loss = objective(step) if objective is not None else step.loss()
-            gradients = torch.autograd.grad(loss, list(live.values()))
-            for (name, tensor), gradient in zip(live.items(), gradients, strict=True):
-                self.slots[GLOBAL][name] = tensor.detach() - LR * gradient
+            gradients = torch.autograd.grad(loss, live, allow_unused=True, materialize_grads=True)
+            for (slot, name), tensor, gradient in zip(chosen, live, gradients, strict=True):
+                self.slots[slot][name] = tensor.detach() - LR * gradient
         return FitResult(self.client.num_examples, number, float(loss.detach()))
+
+    def targets(self) -> Tensor:
+        return ToyStep({}, self.target).targets()
 
     def evaluate(
         self, split: str = "val", predict: Predict | None = None, limit: int | None = None
@@ -118,7 +144,7 @@ class ToyFederation:
             plan = self.algorithm.plan(self.server, list(self.clients))
             self.updates = []
             for client, target in self.clients.items():
-                learner = ToyLearner(client, self.server.round, target, self.start)
+                learner = ToyLearner(client, self.server.round, target, self.start, self.algorithm.slots)
                 update, self.private[client.id] = self.algorithm.local(
                     learner, plan[client.id], self.private[client.id]
                 )
