@@ -201,13 +201,25 @@ class AdapterView:
                 layer.__dict__["_active_adapter"] = name if is_wrapper(layer) else [name]
         self._active = slot
 
-    def train_only(self, slot: str = GLOBAL, where: Callable[[str], bool] | None = None) -> None:
-        """Let gradients flow to a slot's parameters for which ``where(name)`` holds, and to nothing else."""
+    def train_only(
+        self,
+        slot: str = GLOBAL,
+        where: Callable[[str], bool] | None = None,
+        beside: Mapping[str, Callable[[str], bool] | None] | None = None,
+    ) -> None:
+        """Let gradients flow to a slot's parameters for which ``where(name)`` holds, and to nothing else.
+
+        Args:
+            slot: The slot.
+            where: Which of its parameters, by canonical name; `None` for all.
+            beside: Other slots that are trained too -> which of their parameters.
+        """
         for parameter in self._parameters:
             parameter.requires_grad_(False)
-        for name, parameter in self.parameters(slot).items():
-            if where is None or where(name):
-                parameter.requires_grad_(True)
+        for trained, chosen in {**(beside or {}), slot: where}.items():
+            for name, parameter in self.parameters(trained).items():
+                if chosen is None or chosen(name):
+                    parameter.requires_grad_(True)
 
     def trained(self, slot: str = GLOBAL) -> dict[str, nn.Parameter]:
         """The live parameters of a slot that are to be trained, by sorted canonical names."""

@@ -8,6 +8,7 @@ from lit_fed.algorithms.depth_fl import DepthFL
 from lit_fed.algorithms.exclusive_fl import ExclusiveFL
 from lit_fed.algorithms.fedavg import FedAvg
 from lit_fed.algorithms.fedex_lora import FedExLoRA
+from lit_fed.algorithms.fedfmsl import FedFMSL
 from lit_fed.algorithms.fedprox import FedProx
 from lit_fed.algorithms.fedra import FedRA
 from lit_fed.algorithms.ffa_lora import FFALoRA
@@ -32,6 +33,7 @@ __all__ = [
     "FedAvg",
     "FedAvgM",
     "FedExLoRA",
+    "FedFMSL",
     "FedProx",
     "FedRA",
     "FedYogi",

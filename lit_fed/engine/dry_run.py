@@ -1,6 +1,6 @@
 """A run without the run: the model on the meta device, one round planned and counted, nothing trained."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,9 @@ class DryLearner:
         """Restrict what `state` gives."""
         self._blocks = blocks
 
-    def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
+    def activate(
+        self, slot: str = GLOBAL, where: Where | None = None, beside: Mapping[str, Where | None] | None = None
+    ) -> None:
         """Nothing is trained."""
 
     def fit(

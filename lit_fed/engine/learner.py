@@ -1,6 +1,6 @@
 """One client's turn with the resident module."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -52,6 +52,7 @@ class ModuleLearner:
         self.client = Client("", 0)
         self.round = 0
         self._slot = GLOBAL
+        self._beside: tuple[str, ...] = ()
         self._fits = 0
 
     def begin(self, client: Client, round: int) -> None:
@@ -89,11 +90,13 @@ class ModuleLearner:
         elif blocks is not None:
             raise ConfigError("This algorithm runs parts of the model, but no transformer blocks were found in it.")
 
-    def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
-        """Choose what `fit` trains."""
-        self._slot = slot
+    def activate(
+        self, slot: str = GLOBAL, where: Where | None = None, beside: Mapping[str, Where | None] | None = None
+    ) -> None:
+        """Choose what `fit` trains, and the slot that the module's own forward runs with."""
+        self._slot, self._beside = slot, tuple(beside or ())
         self._view.use(slot)
-        self._view.train_only(slot, where)
+        self._view.train_only(slot, where, beside)
 
     def fit(
         self, *, steps: int | None = None, epochs: int | None = None, objective: Objective | None = None
@@ -110,7 +113,7 @@ class ModuleLearner:
 
         def offered(batch: Any, own_loss: Any) -> Tensor:
             assert objective is not None
-            return objective(ModuleStep(self._module, self._view, batch, self._slot, own_loss))
+            return objective(ModuleStep(self._module, self._view, batch, self._slot, own_loss, self._beside))
 
         # Dropout and a user's augmentations draw from the global generators; in a cluster every process differs.
         with isolated_rng(self._seed, "fit", *names, cluster.rank if cluster else 0):

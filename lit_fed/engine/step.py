@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+from lit_fed.adapters.gate import require_gate
 from lit_fed.adapters.state import AdapterView
 from lit_fed.algorithms.base import GLOBAL
+
+T = TypeVar("T")
 
 
 class ModuleStep:
@@ -17,8 +20,9 @@ class ModuleStep:
         module: The resident module; offers `logits`, `features`, `targets` if the algorithm needs them.
         view: Its adapter.
         batch: The batch, on the device.
-        slot: The slot that is trained, and active when nothing else is asked for.
+        slot: The slot that is trained.
         own_loss: Calls the module's ``training_step`` on the batch.
+        beside: Other slots that are trained too.
     """
 
     def __init__(
@@ -28,14 +32,18 @@ class ModuleStep:
         batch: Any,
         slot: str = GLOBAL,
         own_loss: Callable[[], Tensor] | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
         self._module, self._view, self._slot, self._own_loss = module, view, slot, own_loss
+        self._beside = beside
         self.batch = batch
 
     @cached_property
     def parameters(self) -> Mapping[str, Tensor]:
-        """The tensors being trained, live, by canonical name."""
-        return self._view.trained(self._slot)
+        """The tensors being trained, live, by canonical name; those of slots beside as ``slot/name``."""
+        others = {slot: self._view.trained(slot) for slot in self._beside}
+        named = {f"{slot}/{name}": tensor for slot, trained in others.items() for name, tensor in trained.items()}
+        return {**self._view.trained(self._slot), **named}
 
     def loss(self) -> Tensor:
         """The module's own loss."""
@@ -50,6 +58,22 @@ class ModuleStep:
         """What the head sees, with one slot active. Shape (B, D)."""
         return self._with(slot, self._module.features)
 
+    def logits_and_features(self, slot: str | None = GLOBAL) -> tuple[Tensor, Tensor]:
+        """Both with one slot active. Shapes (B, ..., C) and (B, D)."""
+        both = getattr(self._module, "logits_and_features", None)
+        if callable(both):
+            return self._with(slot, both)
+        return self.logits(slot), self.features(slot)
+
+    def classify(self, features: Tensor, slot: str = GLOBAL) -> Tensor:
+        """What the head of a slot makes of features. Shape (B, C)."""
+        return self._with(slot, lambda _: self._module.classify(features))
+
+    def gate(self, features: Tensor) -> Tensor:
+        """The gate's weights. Shape (B, 2)."""
+        weights: Tensor = require_gate(self._module)(features)
+        return weights
+
     def exit_logits(self, depths: Sequence[int]) -> list[Tensor]:
         """Logits at several depths, with the trained slot active. Shapes (B, ..., C)."""
         return self._view.exits.logits(lambda: self._module.logits(self.batch), depths)
@@ -59,11 +83,12 @@ class ModuleStep:
         targets: Tensor = self._module.targets(self.batch)
         return targets
 
-    def _with(self, slot: str | None, function: Callable[[Any], Tensor]) -> Tensor:
-        if slot == self._slot:
+    def _with(self, slot: str | None, function: Callable[[Any], T]) -> T:
+        before = self._view.active
+        if slot == before:
             return function(self.batch)
         self._view.use(slot)
         try:
             return function(self.batch)
         finally:
-            self._view.use(self._slot)
+            self._view.use(before)

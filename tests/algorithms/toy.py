@@ -1,19 +1,21 @@
 """A learner without Lightning: the loss is half the squared distance to the client's target, training is plain SGD."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_fed.algorithms.base import GLOBAL, Algorithm, Objective, Predict, Where
+from lit_fed.core.names import is_gate
 from lit_fed.core.types import AdapterState, Client, FitResult, ModelInfo, Private, Server, Setting, Update
 
 NAMES = ("blocks.0.q.lora_A", "blocks.0.q.lora_B", "head.weight")
 SHAPES = ((2, 2), (2, 2), (2,))  # a layer of two inputs and two outputs with LoRA of rank 2, and a bias
 INFO = ModelInfo(num_blocks=1, has_head=True, total_parameters=100, trainable_parameters=10, rank=2)
 LR, BATCHES = 0.25, 2  # an epoch has two batches
+GATE = ("gate.adapter.up.weight", "gate.head.weight")  # of shape (2, 2), zeros at first
 
 
 def setting_of(clients: Iterable[Client]) -> Setting:
@@ -35,9 +37,22 @@ class ToyStep:
     parameters: Mapping[str, Tensor]
     target: Mapping[str, Tensor]
     batch: Any = None
+    slots: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Every slot's tensors; live are those that are trained."""
 
     def loss(self) -> Tensor:
         return sum((p - self.target[name]).square().sum() / 2 for name, p in self.parameters.items())
+
+    def logits(self, slot: str | None = GLOBAL) -> Tensor:
+        """Sums over a slot's rows, (1, 2); the base model says 1 and 2."""
+        expert = {} if slot is None else {n: t for n, t in self.slots[slot].items() if not is_gate(n)}
+        return _total(expert) if expert else torch.tensor([[1.0, 2.0]])
+
+    features = logits
+
+    def gate(self, features: Tensor) -> Tensor:
+        up, head = (self.slots[GLOBAL][name] for name in GATE)
+        return (features @ up.T @ head.T + features @ head.T).softmax(-1)
 
     def exit_logits(self, depths: Sequence[int]) -> list[Tensor]:
         return [depth * _total(self.parameters) for depth in depths]
@@ -51,12 +66,21 @@ def _total(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 class ToyLearner:
-    """A client's turn over a module that is a dict of tensors; keeps no slot but the global one's name."""
+    """A client's turn over a module that is a dict of tensors for each slot; the gate is in the global one alone."""
 
-    def __init__(self, client: Client, round: int, target: Mapping[str, Tensor], initial: AdapterState) -> None:
+    def __init__(
+        self,
+        client: Client,
+        round: int,
+        target: Mapping[str, Tensor],
+        initial: AdapterState,
+        slots: Sequence[str] = (GLOBAL,),
+    ) -> None:
         self.client, self.round, self.target = client, round, target
-        self.slots = {GLOBAL: {name: tensor.clone() for name, tensor in initial.items()}}
-        self.active = set(initial)
+        self.slots = {
+            slot: {n: t.clone() for n, t in initial.items() if slot == GLOBAL or not is_gate(n)} for slot in slots
+        }
+        self.activate()
         self.folded: AdapterState = {}
 
     def load(self, adapter: AdapterState, slot: str = GLOBAL) -> None:
@@ -74,8 +98,14 @@ class ToyLearner:
     def select_blocks(self, blocks: Sequence[int] | None) -> None:
         assert blocks is None or tuple(blocks) == (0,), "the toy has one block"
 
-    def activate(self, slot: str = GLOBAL, where: Where | None = None) -> None:
-        self.active = {name for name in self.slots[slot] if where is None or where(name)}
+    def activate(
+        self, slot: str = GLOBAL, where: Where | None = None, beside: Mapping[str, Where | None] | None = None
+    ) -> None:
+        self.slot = slot
+        chosen = {**(beside or {}), slot: where}
+        self.active = [
+            (slot, n) for slot, where in chosen.items() for n in sorted(self.slots[slot]) if where is None or where(n)
+        ]
 
     def fit(
         self, *, steps: int | None = None, epochs: int | None = None, objective: Objective | None = None
@@ -83,16 +113,21 @@ class ToyLearner:
         assert (steps is None) != (epochs is None)
         number = steps if steps is not None else epochs * BATCHES
         for _ in range(number):
-            live = {name: self.slots[GLOBAL][name].requires_grad_() for name in sorted(self.active)}
-            step = ToyStep(live, self.target)
+            live = {at: self.slots[at[0]][at[1]].requires_grad_() for at in self.active}
+            named = {name if slot == self.slot else f"{slot}/{name}": t for (slot, name), t in live.items()}
+            step = ToyStep(named, self.target, slots=self.slots)
             loss = objective(step) if objective is not None else step.loss()
             gradients = torch.autograd.grad(loss, list(live.values()))
-            for (name, tensor), gradient in zip(live.items(), gradients, strict=True):
-                self.slots[GLOBAL][name] = tensor.detach() - LR * gradient
+            for ((slot, name), tensor), gradient in zip(live.items(), gradients, strict=True):
+                self.slots[slot][name] = tensor.detach() - LR * gradient
         return FitResult(self.client.num_examples, number, float(loss.detach()))
 
     def evaluate(self, split: str = "val", predict: Predict | None = None) -> dict[str, float]:
-        raise NotImplementedError
+        """One example: 1 if the largest logit is the target's, else 0."""
+        assert split != "test", "no client may learn from test data"
+        step = ToyStep({}, self.target, slots=self.slots)
+        logits = predict(step) if predict is not None else step.logits(self.slot)
+        return {"accuracy": float(torch.equal(logits.argmax(1), step.targets())), "num_examples": 1.0}
 
 
 class ToyFederation:
@@ -101,17 +136,22 @@ class ToyFederation:
     def __init__(
         self, algorithm: Algorithm, clients: Mapping[Client, Mapping[str, Tensor]], start: AdapterState
     ) -> None:
+        if algorithm.gate(setting_of(clients)) is not None:
+            start = {**start, **{name: torch.zeros(2, 2) for name in GATE}}
         self.algorithm, self.clients, self.start = algorithm, dict(clients), start
         self.server: Server = replace(algorithm.init(start, setting_of(clients)), seed=0)
+        self.told: list[Tensor] = []
+        """All tensors that the server has sent down."""
         self.private: dict[str, Private] = {client.id: {} for client in clients}
         self.updates: list[Update] = []
 
     def run(self, rounds: int) -> "ToyFederation":
         for round in range(rounds):
             plan = self.algorithm.plan(self.server, list(self.clients))
+            self.told += [tensor for task in plan.values() for tensor in task.adapter.values()]
             self.updates = []
             for client, target in self.clients.items():
-                learner = ToyLearner(client, round, target, self.start)
+                learner = ToyLearner(client, round, target, self.start, self.algorithm.slots)
                 update, self.private[client.id] = self.algorithm.local(
                     learner, plan[client.id], self.private[client.id]
                 )
