@@ -241,7 +241,7 @@ class AdapterView:
             self._scan()
         for parameter in self.parameters(slot).values():
             parameter.requires_grad_(False)
-        self.write(self.read(GLOBAL), slot)
+        self.write(self.tensors(GLOBAL), slot)
         self.use(active)
 
     def fold(self, deltas: Mapping[str, Tensor]) -> None:

@@ -82,7 +82,7 @@ def prepare(
     attach_gate(module, None)
     encode = getattr(module, "encode", None)
     data.setup_clients(encode if callable(encode) and not dry_run else None, dry_run)
-    with isolated_rng(seed, "slots"):
+    with isolated_rng(seed, "slots"), torch.device("meta") if dry_run else nullcontext():
         for slot in algorithm.slots:
             if slot != GLOBAL:
                 _give_slot(module, slot)
@@ -143,7 +143,8 @@ def _give_slot(module: pl.LightningModule, slot: str) -> None:
     """A slot with the values of ``"global"``, also if a federation before has left one."""
     view = AdapterView(module)
     if slot in view.slots:
-        view.write(view.read(GLOBAL, lambda name: name in view.tensors(slot)), slot)
+        own = view.tensors(slot)
+        view.write({name: tensor for name, tensor in view.tensors(GLOBAL).items() if name in own}, slot)
     else:
         view.add_slot(slot)
 
