@@ -82,7 +82,7 @@ class MixtureLoss:
 
     @property
     def local_share(self) -> float | None:
-        """The mean weight of the local expert over the examples seen, or `None` before the first."""
+        """The mean weight of the local expert over the examples this process has seen; `None` before the first."""
         return float(self._sum) / self._examples if self._examples else None
 
 

@@ -60,7 +60,7 @@ class Plateau:
     patience_max: int
 
     def due(self, now: Activation) -> bool:
-        """See above; a window that is not full is no plateau."""
+        """See above; a window that is not full is none."""
         full = len(now.recent) >= self.window
         return (full and max(now.recent) - min(now.recent) < self.eps) or now.rounds >= self.patience_max
 

@@ -7,6 +7,7 @@ from lit_fed.adapters import AdapterView, add_slot, attach_gate, load_adapter, s
 from lit_fed.adapters.gate import Gate, feature_width, require_gate, width_of
 from lit_fed.core.errors import ConfigError
 from lit_fed.core.names import is_gate
+from lit_fed.modules import CausalLM
 from tests.engine.tiny import Net, tiny_vit
 
 NAMES = {f"gate.{name}.{kind}" for name in ("adapter.down", "adapter.up", "head") for kind in ("weight", "bias")}
@@ -107,6 +108,20 @@ def test_how_wide_features_are():
     module.configure_model()
     assert feature_width(module) == 8
     assert feature_width(Featured(6)) == 6
+    llama = {
+        "model_type": "llama",
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": 11,
+    }
+    language = CausalLM(config=llama)
+    language.configure_model()
+    assert (
+        feature_width(language) == language.features({"input_ids": torch.ones(2, 3, dtype=torch.int64)}).shape[1] == 8
+    )
     declared = Featured()
     declared.head_module = nn.Linear(6, 2)
     assert feature_width(declared) == 6

@@ -8,6 +8,7 @@ from lit_fed.adapters import AdapterView, add_slot, attach_gate
 from lit_fed.adapters.blocks import require_blocks
 from lit_fed.algorithms.base import GLOBAL, LOCAL
 from lit_fed.algorithms.mixture import Mixture, MixtureLoss
+from lit_fed.core.errors import ConfigError
 from lit_fed.core.names import is_gate, is_head
 from lit_fed.engine.step import ModuleStep
 from tests.engine.tiny import tiny_vit
@@ -208,3 +209,10 @@ def test_the_trained_tensors_of_two_slots_are_told_apart(made):
     expected = {**view.parameters(LOCAL), **{f"global/{name}": p for name, p in gate_of(view).items()}}
     assert step.parameters.keys() == expected.keys()
     assert all(step.parameters[name] is parameter for name, parameter in expected.items())
+
+
+def test_a_head_of_several_layers_does_not_classify_features(made, monkeypatch):
+    view, step = made
+    monkeypatch.setattr(type(view.module), "head_module", lambda self: nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)))
+    with pytest.raises(ConfigError, match="Override `classify`"):
+        Mixture("features", "base")(step)
