@@ -3,6 +3,7 @@
 from lit_fed.adapters.blocks import BlockStack, find_blocks, require_blocks
 from lit_fed.adapters.exits import attach_exits
 from lit_fed.adapters.folder import load_adapter, save_adapter
+from lit_fed.adapters.gate import attach_gate
 from lit_fed.adapters.lora import add_lora, add_lora_, add_slot
 from lit_fed.adapters.state import AdapterView
 from lit_fed.adapters.submodel import load_submodel
@@ -14,6 +15,7 @@ __all__ = [
     "add_lora_",
     "add_slot",
     "attach_exits",
+    "attach_gate",
     "find_blocks",
     "load_adapter",
     "load_submodel",

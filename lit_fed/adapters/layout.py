@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lit_fed.adapters.blocks import BlockStack
 from lit_fed.adapters.structure import Path, Place, backbone_of, is_tuner_layer, is_wrapper, walk
 from lit_fed.core.errors import ConfigError
-from lit_fed.core.names import BLOCKS, EXITS, HEAD, LORA_A, LORA_B, OTHER
+from lit_fed.core.names import BLOCKS, EXITS, GATE, HEAD, LORA_A, LORA_B, OTHER
 
 GLOBAL = "global"
 
@@ -41,14 +41,18 @@ class ExitHeads(nn.ModuleDict):
     """
 
 
+class AttachedGate(nn.Module):
+    """A module that weighs two slots; `lit_fed.adapters.gate` gives it to a module, as its attribute ``gate``."""
+
+
 class Namer:
     """Gives canonical names to the places of a module.
 
     Blocks are named ``blocks.<i>``, wherever they are. The head is what PEFT trains a copy of (``modules_to_save``)
     outside the blocks and without an embedding in it, and what the module itself declares in its attribute, or method
     without arguments, ``head_module``. One head is named ``head``, several are ``head.<path>``. The head of an early
-    exit is named like the head, with ``exits.<depth>`` in place of ``head``. All else is ``other.<path>``, the path
-    counted from the Hugging Face model where there is one.
+    exit is named like the head, with ``exits.<depth>`` in place of ``head``. The gate between two slots is ``gate``.
+    All else is ``other.<path>``, the path counted from the Hugging Face model where there is one.
 
     Args:
         module: The module.
@@ -68,6 +72,8 @@ class Namer:
         for depth, parts in exit_heads(module).items():
             for part, place in zip(parts.children(), self.heads, strict=True):
                 self._names[id(part)] = (EXITS, depth, *self._names[id(place.module)][1:])
+        if (gate := attached_gate(module)) is not None:
+            self._names[id(gate)] = (GATE,)
 
     def places(self) -> Iterator[Place]:
         """All places of the module, with the names they have so far."""
@@ -85,6 +91,12 @@ def exit_heads(module: nn.Module) -> ExitHeads:
     """The heads of a module's early exits; empty if it has none."""
     held = module._modules.get(EXITS)
     return held if isinstance(held, ExitHeads) else ExitHeads()
+
+
+def attached_gate(module: nn.Module) -> AttachedGate | None:
+    """The gate that a module was given, or `None`."""
+    held = module._modules.get(GATE)
+    return held if isinstance(held, AttachedGate) else None
 
 
 def declared_head(module: nn.Module) -> nn.Module | None:

@@ -212,12 +212,12 @@ class AdapterView:
         Args:
             slot: The slot.
             where: Which of its parameters, by canonical name; `None` for all.
-            beside: Other slots to which they flow too, and which of their parameters.
+            beside: Other slots that are trained too -> which of their parameters.
         """
         for parameter in self._parameters:
             parameter.requires_grad_(False)
-        for one, chosen in {**(beside or {}), slot: where}.items():
-            for name, parameter in self.parameters(one).items():
+        for trained, chosen in {**(beside or {}), slot: where}.items():
+            for name, parameter in self.parameters(trained).items():
                 if chosen is None or chosen(name):
                     parameter.requires_grad_(True)
 

@@ -7,11 +7,12 @@ from lit_fed.algorithms.centralized import Centralized
 from lit_fed.algorithms.depth_fl import DepthFL
 from lit_fed.algorithms.ditto import Ditto
 from lit_fed.algorithms.exclusive_fl import ExclusiveFL
-from lit_fed.algorithms.fedamp import FedAMP
 from lit_fed.algorithms.fdlora import FDLoRA
+from lit_fed.algorithms.fedamp import FedAMP
 from lit_fed.algorithms.fedavg import FedAvg
 from lit_fed.algorithms.fedavg_ft import FedAvgFT
 from lit_fed.algorithms.fedex_lora import FedExLoRA
+from lit_fed.algorithms.fedfmsl import FedFMSL
 from lit_fed.algorithms.fedkd import FedKD
 from lit_fed.algorithms.fedper import FedPer
 from lit_fed.algorithms.fedprox import FedProx
@@ -44,6 +45,7 @@ __all__ = [
     "FedAvgFT",
     "FedAvgM",
     "FedExLoRA",
+    "FedFMSL",
     "FedKD",
     "FedPer",
     "FedProx",

@@ -41,6 +41,18 @@ class Step(Protocol):
         """What the head sees, with one slot active. Shape (B, D)."""
         ...
 
+    def logits_and_features(self, slot: str | None = GLOBAL) -> tuple[Tensor, Tensor]:
+        """Both with one slot active, from one pass where the module can. Shapes (B, ..., C) and (B, D)."""
+        ...
+
+    def classify(self, features: Tensor, slot: str = GLOBAL) -> Tensor:
+        """What the head of a slot makes of features (B, D): logits (B, C)."""
+        ...
+
+    def gate(self, features: Tensor) -> Tensor:
+        """The weights that the gate (see `Algorithm.gate`) gives two slots, from features (B, D): (B, 2), sums of 1."""
+        ...
+
     def exit_logits(self, depths: Sequence[int]) -> list[Tensor]:
         """Logits after each of these numbers of blocks, from one pass through the blocks. Shapes (B, ..., C).
 
@@ -96,11 +108,11 @@ class Learner(Protocol):
     def activate(
         self, slot: str = GLOBAL, where: Where | None = None, beside: Mapping[str, Where | None] | None = None
     ) -> None:
-        """Choose what `fit` trains: the tensors of one slot for which `where(name)` holds (`None`: all of it).
+        """Choose what `fit` trains, and the slot that the module's own forward runs with.
 
         Args:
-            slot: The slot that the module's own forward runs with.
-            where: What of it is trained.
+            slot: The slot that is active, and trained.
+            where: Which of its tensors are trained, by canonical name; `None`: all.
             beside: Other slots that are trained too, and what of them; for objectives that ask a step for them.
         """
         ...
@@ -171,12 +183,10 @@ class Algorithm(ABC):
 
     slots: ClassVar[tuple[str, ...]] = (GLOBAL,)
     """Named adapters the method needs in the module."""
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """Methods the module must offer beyond Lightning's: of ``logits``, ``features``, ``targets``."""
+    needs: frozenset[str] = frozenset()
+    """Methods the module must offer beyond Lightning's: of ``logits``, ``features``, ``targets``, ``classify``."""
     folds: bool = False
     """Whether it adds to the frozen weights of the layers with LoRA."""
-    needs_validation: bool = False
-    """Whether every client must have validation examples of its own."""
     pools_clients: ClassVar[bool] = False
     """Whether all training data are one client's (the centralized ceiling)."""
 
@@ -190,6 +200,11 @@ class Algorithm(ABC):
         """Whether `Setting.model.training_bytes` is to be measured."""
         return False
 
+    @property
+    def needs_validation(self) -> bool:
+        """Whether every client must hold validation data: the method asks ``learner.evaluate("val")``."""
+        return False
+
     def problems(self, setting: Setting) -> list[str]:
         """What is wrong with the settings, for this model and these clients; one sentence each, all at once."""
         return self.budget.problems()
@@ -197,6 +212,10 @@ class Algorithm(ABC):
     def exits(self, setting: Setting) -> tuple[int, ...]:
         """Depths, in blocks, that get a head of their own, a copy of the task head; asked when nothing is wrong."""
         return ()
+
+    def gate(self, setting: Setting) -> int | None:
+        """Width of the adapter in the gate between two slots, or `None` for no gate; asked when nothing is wrong."""
+        return None
 
     def init(self, adapter: AdapterState, setting: Setting) -> Server:
         """The server before the first round, from the module's initial adapter."""

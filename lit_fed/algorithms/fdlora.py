@@ -126,7 +126,11 @@ class FDLoRA(Algorithm):
         self.personal_budget = self.budget.part(personal_steps, personal_epochs)
         self.ada_fusion = AdaFusion(fusion, search, budget, few_shot, start, bounds, penalty, head)
         self.folds = fusion == "product"
-        self.needs_validation = self.ada_fusion.searches
+
+    @property
+    def needs_validation(self) -> bool:
+        """A search scores its candidates on a client's own few examples."""
+        return self.ada_fusion.searches
 
     def problems(self, setting: Setting) -> list[str]:
         """Rounds, periods and steps are positive, and there is LoRA."""

@@ -8,6 +8,8 @@ same scheme for every architecture.
 ``blocks.3.attention.q_proj.lora_B``           factor B of it
 ``head.weight``                                the task head
 ``exits.4.weight``                             the head of an early exit, after 4 blocks
+``gate.adapter.down.weight``                   the gate between two slots: its adapter
+``gate.head.weight``                           what turns the adapter's output into two weights
 ``other.embeddings.projection.lora_A``         anything else that is trained
 ``blocks.3.attention.q_proj.delta``            what is folded into the frozen weight of that layer
 =============================================  ==========================================================
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from lit_fed.core.types import AdapterState
 
-BLOCKS, HEAD, EXITS, OTHER = "blocks", "head", "exits", "other"
+BLOCKS, HEAD, EXITS, GATE, OTHER = "blocks", "head", "exits", "gate", "other"
 LORA_A, LORA_B, DELTA = "lora_A", "lora_B", "delta"
 
 
@@ -50,6 +52,16 @@ def exit_of(name: str) -> int | None:
     """Depth (number of blocks) of the early exit whose head a tensor belongs to, or `None`."""
     scope, _, rest = name.partition(".")
     return int(rest.partition(".")[0]) if scope == EXITS else None
+
+
+def is_gate(name: str) -> bool:
+    """Whether a tensor belongs to the gate between two slots."""
+    return name.partition(".")[0] == GATE
+
+
+def is_gate_adapter(name: str) -> bool:
+    """Whether a tensor belongs to the adapter in the gate, not to the gate's head."""
+    return name.startswith(f"{GATE}.adapter.")
 
 
 def factor_of(name: str) -> Literal["A", "B"] | None:

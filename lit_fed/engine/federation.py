@@ -12,6 +12,7 @@ from lightning.fabric import Fabric
 from lightning.pytorch.loggers import Logger
 
 from lit_fed.adapters.exits import attach_exits
+from lit_fed.adapters.gate import attach_gate, width_of
 from lit_fed.adapters.state import AdapterView
 from lit_fed.algorithms.base import Algorithm
 from lit_fed.callbacks.base import Callback
@@ -184,6 +185,7 @@ class Federation:
         if not self._fitted_here and not self.dry_run:  # by processes that were spawned or forked, and are gone
             with isolated_rng(self.seed, "init"):
                 module.configure_model()
+                attach_gate(module, width_of(result.adapter))
             attach_exits(module, {depth for name in result.adapter if (depth := exit_of(name)) is not None})
             view = AdapterView(module)
             view.write(result.adapter)

@@ -95,7 +95,7 @@ class ModuleLearner:
     def activate(
         self, slot: str = GLOBAL, where: Where | None = None, beside: Mapping[str, Where | None] | None = None
     ) -> None:
-        """Choose what `fit` trains."""
+        """Choose what `fit` trains, and the slot that the module's own forward runs with."""
         self._slot = slot
         self._view.use(slot)
         self._view.train_only(slot, where, beside)

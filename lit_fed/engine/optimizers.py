@@ -10,7 +10,7 @@ from lightning.pytorch.core.optimizer import (
 )
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 
-from lit_fed.adapters.layout import exit_heads
+from lit_fed.adapters.layout import attached_gate, exit_heads
 from lit_fed.core.errors import ConfigError
 from lit_fed.engine.local_trainer import LocalTrainer
 
@@ -29,9 +29,12 @@ def set_up_optimizers(module: pl.LightningModule, trainer: LocalTrainer) -> None
             f"{len(optimizers)}. Set `self.automatic_optimization = False` to step several yourself."
         )
     held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    if any(p.requires_grad and id(p) not in held for p in exit_heads(module).parameters()):
+    gate = attached_gate(module)
+    attached = {"heads of the exits": exit_heads(module).parameters(), "gate": gate.parameters() if gate else ()}
+    lacking = [what for what, ps in attached.items() if any(p.requires_grad and id(p) not in held for p in ps)]
+    if lacking:
         raise ConfigError(
-            f"Expected `configure_optimizers` of {type(module).__name__} to train the heads of the exits, but it does "
+            f"Expected `configure_optimizers` of {type(module).__name__} to train the {lacking[0]}, but it does "
             "not. Give the optimizer `[p for p in self.parameters() if p.requires_grad]`."
         )
     automatic = module.automatic_optimization

@@ -13,9 +13,9 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from lit_fed.adapters.exits import attach_exits
-from lit_fed.adapters.lora import add_slot
+from lit_fed.adapters.gate import attach_gate
 from lit_fed.adapters.state import AdapterView
-from lit_fed.algorithms.base import GLOBAL, Algorithm
+from lit_fed.algorithms.base import GLOBAL, Algorithm, Where
 from lit_fed.core.errors import ConfigError
 from lit_fed.core.names import is_head
 from lit_fed.core.sampling import Sampling, cohort_size, per_domain_problems
@@ -83,15 +83,18 @@ def prepare(
         module.setup("fit")
         module.configure_model()
     attach_exits(module, ())  # those of a federation before
+    attach_gate(module, None)
     encode = getattr(module, "encode", None)
     data.setup_clients(encode if callable(encode) and not dry_run else None, dry_run)
     with isolated_rng(seed, "slots"), torch.device("meta") if dry_run else nullcontext():
         for slot in algorithm.slots:
             if slot != GLOBAL:
-                add_slot(module, slot)
+                _give_slot(module, slot)
     view = AdapterView(module)
     view.fold({})  # what a federation before has left in the frozen weights
-    view.train_only(GLOBAL, None)
+    # What some turn trains is no frozen weight, though it is another slot's: neither to be cast nor to be sharded.
+    others: dict[str, Where | None] = dict.fromkeys(slot for slot in algorithm.slots if slot != GLOBAL)
+    view.train_only(GLOBAL, None, others)
     wrong_cohort = _cohort_problems(len(data.clients), cohort, min_updates)
     if sampling == "per_domain" and not wrong_cohort:
         wrong_cohort = per_domain_problems(data.clients, cohort)
@@ -112,26 +115,42 @@ def prepare(
         if not dry_run:
             _place(module, fabric, precision)
             largest = max(data.clients, key=lambda client: client.num_examples)
+            view.train_only(GLOBAL, None)
             measured = training_bytes(LocalLoop(fabric, module, loop), view, data, largest, seed)
+            view.train_only(GLOBAL, None, others)
             model = replace(model, training_bytes=fabric.broadcast(measured))
     setting = Setting(model, clients, 1 if algorithm.pools_clients else size, seed, rounds)
     problems += algorithm.problems(setting)
     if problems:
         raise ConfigError(problems)
-    if exits := algorithm.exits(setting):
+    exits, gate = algorithm.exits(setting), algorithm.gate(setting)
+    if exits or gate is not None:
         attach_exits(module, exits)
+        with isolated_rng(seed, "gate"):
+            attach_gate(module, gate)
         view = AdapterView(module)
-        view.train_only(GLOBAL, None)
+        view.train_only(GLOBAL, None, others)
         setting = replace(setting, model=replace(_describe(module, view), training_bytes=model.training_bytes))
     if not dry_run:
         _place(module, fabric, precision)
         if shard and view.blocks is not None:
             shard_frozen(view.blocks.blocks, fabric.device)
+    view.train_only(GLOBAL, None)
     initial: dict[str, dict[str, Tensor]] = {
         slot: {**view.parameters(slot)} if dry_run else view.read(slot) for slot in algorithm.slots
     }
     view.snapshot_buffers()
     return Prepared(module, data, view, initial, setting, members)
+
+
+def _give_slot(module: pl.LightningModule, slot: str) -> None:
+    """A slot with the values of ``"global"``, also if a federation before has left one."""
+    view = AdapterView(module)
+    if slot in view.slots:
+        own = view.tensors(slot)
+        view.write({name: tensor for name, tensor in view.tensors(GLOBAL).items() if name in own}, slot)
+    else:
+        view.add_slot(slot)
 
 
 def _place(module: pl.LightningModule, fabric: Fabric, precision: Precision) -> None:
@@ -183,23 +202,23 @@ def _module_problems(module: pl.LightningModule, algorithm: Algorithm, view: Ada
     return problems
 
 
-def _validation_problems(data: FederatedDataModule, algorithm: Algorithm) -> list[str]:
-    without = [client.id for client in data.clients if not len(data.allocation.held("val", client.id)[1])]
-    if not without:
-        return []
-    return [
-        f"`algorithm: {type(algorithm).__name__}` needs validation examples of every client, but {len(without)} of "
-        f"{len(data.clients)} have none: {without[:3]}. Raise `data.val_fraction`, or leave out small clients with "
-        "`data.min_examples` and `data.small_clients: drop`."
-    ]
-
-
 def _offload_problems(offload: bool, view: AdapterView) -> list[str]:
     if not offload or view.blocks is not None:
         return []
     return [
         "Expected a model with transformer blocks for `federation.offload_blocks`, but none were found. Set it to"
         " false, or use a transformer whose blocks are equal."
+    ]
+
+
+def _validation_problems(data: FederatedDataModule, algorithm: Algorithm) -> list[str]:
+    lacking = [client.id for client in data.clients if not len(data.allocation.held("val", client.id)[1])]
+    if not lacking:
+        return []
+    return [
+        f"`algorithm: {type(algorithm).__name__}` with these settings needs validation examples of every client, but "
+        f"{len(lacking)} of {len(data.clients)} have none: {lacking[:3]}. Raise `data.val_fraction`, leave out small "
+        "clients with `data.min_examples` and `data.small_clients: drop`, or choose settings that need none."
     ]
 
 

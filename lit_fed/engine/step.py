@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+from lit_fed.adapters.gate import require_gate
 from lit_fed.adapters.state import AdapterView
 from lit_fed.algorithms.base import GLOBAL
+
+T = TypeVar("T")
 
 
 class ModuleStep:
@@ -17,7 +20,7 @@ class ModuleStep:
         module: The resident module; offers `logits`, `features`, `targets` if the algorithm needs them.
         view: Its adapter.
         batch: The batch, on the device.
-        slot: The slot that is trained, and active when nothing else is asked for.
+        slot: The slot that is trained.
         own_loss: Calls the module's ``training_step`` on the batch.
     """
 
@@ -50,6 +53,22 @@ class ModuleStep:
         """What the head sees, with one slot active. Shape (B, D)."""
         return self._with(slot, self._module.features)
 
+    def logits_and_features(self, slot: str | None = GLOBAL) -> tuple[Tensor, Tensor]:
+        """Both with one slot active. Shapes (B, ..., C) and (B, D)."""
+        both = getattr(self._module, "logits_and_features", None)
+        if callable(both):
+            return self._with(slot, both)
+        return self.logits(slot), self.features(slot)
+
+    def classify(self, features: Tensor, slot: str = GLOBAL) -> Tensor:
+        """What the head of a slot makes of features. Shape (B, C)."""
+        return self._with(slot, lambda _: self._module.classify(features))
+
+    def gate(self, features: Tensor) -> Tensor:
+        """The gate's weights. Shape (B, 2)."""
+        weights: Tensor = require_gate(self._module)(features)
+        return weights
+
     def exit_logits(self, depths: Sequence[int]) -> list[Tensor]:
         """Logits at several depths, with the trained slot active. Shapes (B, ..., C)."""
         return self._view.exits.logits(lambda: self._module.logits(self.batch), depths)
@@ -59,11 +78,12 @@ class ModuleStep:
         targets: Tensor = self._module.targets(self.batch)
         return targets
 
-    def _with(self, slot: str | None, function: Callable[[Any], Tensor]) -> Tensor:
-        if slot == self._slot:
+    def _with(self, slot: str | None, function: Callable[[Any], T]) -> T:
+        before = self._view.active
+        if slot == before:
             return function(self.batch)
         self._view.use(slot)
         try:
             return function(self.batch)
         finally:
-            self._view.use(self._slot)
+            self._view.use(before)

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from peft import LoraConfig, PeftModel
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
@@ -110,6 +111,23 @@ class ClientModule(LightningModule):
     def features(self, batch: Batch) -> Tensor:
         """What the head sees, shape (B, D)."""
         return self.logits_and_features(batch)[1]
+
+    def classify(self, features: Tensor) -> Tensor:
+        """What the head makes of features (B, D), shape (B, C).
+
+        Raises:
+            ConfigError: If the head is more than one linear layer: what it reads is then not known from (B, D).
+        """
+        head = self.head_module()
+        linear = head.original_module if isinstance(head, AuxiliaryTrainingWrapper) else head
+        if not isinstance(linear, nn.Linear):
+            raise ConfigError(
+                f"Expected the head of {type(self).__name__} to be one linear layer, to classify features with, but "
+                f"got {type(linear).__name__}. Override `classify`, or choose a method that mixes logits."
+            )
+        assert head is not None
+        logits: Tensor = head(features)
+        return logits
 
     def targets(self, batch: Batch) -> Tensor:
         """The right classes, shape (B, ...), aligned with `logits`."""

@@ -39,12 +39,8 @@ RANDOM = {A: random_adapter(1), B: random_adapter(2)}
 
 
 def run(algorithm: Algorithm, clients=TARGETS, start=START, rounds: int = 1) -> ToyFederation:
-    """Rounds with their numbers, as the engine counts them."""
-    federation = ToyFederation(algorithm, clients, start)
-    for _ in range(rounds):
-        federation.run(1)
-        federation.server = replace(federation.server, round=federation.server.round + 1)
-    return federation
+    """Some rounds over all clients."""
+    return ToyFederation(algorithm, clients, start).run(rounds)
 
 
 def equal(one, other) -> bool:

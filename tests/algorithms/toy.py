@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from lit_fed.algorithms.base import GLOBAL, Algorithm, Objective, Predict, Where
-from lit_fed.core.names import block_of, exit_of
+from lit_fed.core.names import block_of, exit_of, is_gate
 from lit_fed.core.types import AdapterState, Client, FitResult, ModelInfo, Private, Server, Setting, Update
 
 NAMES = ("blocks.0.q.lora_A", "blocks.0.q.lora_B", "head.weight")
 SHAPES = ((2, 2), (2, 2), (2,))  # a layer of two inputs and two outputs with LoRA of rank 2, and a bias
 INFO = ModelInfo(num_blocks=1, has_head=True, total_parameters=100, trainable_parameters=10, rank=2)
 LR, BATCHES = 0.25, 2  # an epoch has two batches
+GATE = ("gate.adapter.up.weight", "gate.head.weight")  # of shape (2, 2), zeros at first
 
 
 def setting_of(clients: Iterable[Client]) -> Setting:
@@ -37,15 +38,25 @@ class ToyStep:
     target: Mapping[str, Tensor]
     batch: Any = None
     slots: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Every slot's tensors; live are those that are trained."""
 
     def loss(self) -> Tensor:
         return sum((p - self.target[name]).square().sum() / 2 for name, p in self.parameters.items())
 
-    def logits(self, slot: str = GLOBAL) -> Tensor:
-        return _total({name: t for name, t in self.slots[slot].items() if exit_of(name) is None})
+    def logits(self, slot: str | None = GLOBAL) -> Tensor:
+        """Sums over a slot's rows, (1, 2); the base model says 1 and 2."""
+        expert = {} if slot is None else self.slots[slot]
+        named = {name: t for name, t in expert.items() if exit_of(name) is None and not is_gate(name)}
+        return _total(named) if named else torch.tensor([[1.0, 2.0]])
 
-    def features(self, slot: str = GLOBAL) -> Tensor:
-        return _total({name: t for name, t in self.slots[slot].items() if block_of(name) is not None})
+    def features(self, slot: str | None = GLOBAL) -> Tensor:
+        """Sums over the rows of a slot's blocks, (1, 2); the base model says 1 and 2."""
+        body = {} if slot is None else {n: t for n, t in self.slots[slot].items() if block_of(n) is not None}
+        return _total(body) if body else torch.tensor([[1.0, 2.0]])
+
+    def gate(self, features: Tensor) -> Tensor:
+        up, head = (self.slots[GLOBAL][name] for name in GATE)
+        return (features @ up.T @ head.T + features @ head.T).softmax(-1)
 
     def exit_logits(self, depths: Sequence[int]) -> list[Tensor]:
         return [depth * _total(self.parameters) for depth in depths]
@@ -59,7 +70,7 @@ def _total(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 class ToyLearner:
-    """A client's turn over a module that is a dict of tensors for each slot."""
+    """A client's turn over a module that is a dict of tensors for each slot; the gate is in the global one alone."""
 
     def __init__(
         self,
@@ -70,7 +81,9 @@ class ToyLearner:
         slots: Sequence[str] = (GLOBAL,),
     ) -> None:
         self.client, self.round, self.target = client, round, target
-        self.slots = {slot: {name: tensor.clone() for name, tensor in initial.items()} for slot in slots}
+        self.slots = {
+            slot: {n: t.clone() for n, t in initial.items() if slot == GLOBAL or not is_gate(n)} for slot in slots
+        }
         self.folded: AdapterState = {}
         self.evaluated: list[int | None] = []
         self.activate()
@@ -121,11 +134,16 @@ class ToyLearner:
     def evaluate(
         self, split: str = "val", predict: Predict | None = None, limit: int | None = None
     ) -> dict[str, float]:
-        """The loss that training minimises, of the adapter alone."""
+        """The loss that training minimises, of the adapter alone; and whether the largest logit is the target's."""
         assert split == "val", "training has no business with test data"
-        assert predict is None
         self.evaluated.append(limit)
-        return {"loss": float(ToyStep(self.slots[GLOBAL], self.target).loss()), "num_examples": 1.0}
+        step = ToyStep({}, self.target, slots=self.slots)
+        logits = predict(step) if predict is not None else step.logits(self.slot)
+        return {
+            "loss": float(ToyStep({name: self.slots[GLOBAL][name] for name in self.target}, self.target).loss()),
+            "accuracy": float(torch.equal(logits.argmax(1), step.targets())),
+            "num_examples": 1.0,
+        }
 
 
 class ToyFederation:
@@ -134,14 +152,19 @@ class ToyFederation:
     def __init__(
         self, algorithm: Algorithm, clients: Mapping[Client, Mapping[str, Tensor]], start: AdapterState
     ) -> None:
+        if algorithm.gate(setting_of(clients)) is not None:
+            start = {**start, **{name: torch.zeros(2, 2) for name in GATE}}
         self.algorithm, self.clients, self.start = algorithm, dict(clients), start
         self.server: Server = replace(algorithm.init(start, setting_of(clients)), seed=0)
+        self.told: list[Tensor] = []
+        """All tensors that the server has sent down."""
         self.private: dict[str, Private] = {client.id: {} for client in clients}
         self.updates: list[Update] = []
 
     def run(self, rounds: int) -> "ToyFederation":
         for _ in range(rounds):
             plan = self.algorithm.plan(self.server, list(self.clients))
+            self.told += [tensor for task in plan.values() for tensor in task.adapter.values()]
             self.updates = []
             for client, target in self.clients.items():
                 learner = ToyLearner(client, self.server.round, target, self.start, self.algorithm.slots)

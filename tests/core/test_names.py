@@ -1,6 +1,6 @@
 import pytest
 
-from lit_fed.core.names import block_of, exit_of, factor_of, is_head
+from lit_fed.core.names import block_of, exit_of, factor_of, is_gate, is_gate_adapter, is_head
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,18 @@ def test_what_a_name_says(name: str, block: int | None, head: bool, factor: str 
 )
 def test_the_exit_a_name_belongs_to(name: str, depth: int | None) -> None:
     assert exit_of(name) == depth
+
+
+@pytest.mark.parametrize(
+    ("name", "gate", "adapter"),
+    [
+        ("gate.adapter.down.weight", True, True),
+        ("gate.head.bias", True, False),
+        ("other.gate.adapter.down.weight", False, False),  # a user's own
+        ("gateway.adapter.weight", False, False),
+        ("blocks.0.gate.lora_A", False, False),
+    ],
+)
+def test_what_belongs_to_the_gate(name: str, gate: bool, adapter: bool) -> None:
+    assert is_gate(name) is gate
+    assert is_gate_adapter(name) is adapter

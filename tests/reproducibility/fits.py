@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lit_fed.algorithms import Centralized, DepthFL, FedAdam, FedAvg, FedRA, FlexLoRA, FLoRA, Local
+from lit_fed.algorithms import Centralized, DepthFL, FedAdam, FedAvg, FedFMSL, FedRA, FlexLoRA, FLoRA, Local
 from lit_fed.core.errors import ClientFailure
 from tests.engine.test_against_trainer import Manual
 from tests.engine.test_engine import Breaks, SeesDtype
@@ -29,7 +29,7 @@ def main(file: Path, folder: Path) -> None:
     found: dict[str, Any] = {}
 
     weak = (DepthFL([1, 2, 3, 2, 1]), FlexLoRA([1, 2, 2, 1, 1]), FLoRA([1, 2, 2, 1, 1]))
-    for algorithm in (FedAvg(), FedAdam(), Local(), Centralized(), *weak):
+    for algorithm in (FedAvg(), FedAdam(), Local(), Centralized(), FedFMSL(1), *weak):
         result = fit(
             algorithm,
             tiny_vit(dropout=0.5),

@@ -46,7 +46,20 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["FedAvg", "FedAdam", "Local", "Centralized", "DepthFL", "FlexLoRA", "FLoRA", "disk", "resumed", "dropped"]
+    "name",
+    [
+        "FedAvg",
+        "FedAdam",
+        "Local",
+        "Centralized",
+        "FedFMSL",
+        "DepthFL",
+        "FlexLoRA",
+        "FLoRA",
+        "disk",
+        "resumed",
+        "dropped",
+    ],
 )
 def test_one_process_and_two_give_the_same_bytes(one, two, name):
     assert one[name] == two[name]
