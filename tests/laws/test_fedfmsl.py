@@ -297,7 +297,7 @@ def test_validation_data_must_be_there_for_a_plateau_alone(tmp_path):
         data.limits = type(data.limits)(**{**vars(data.limits), "val_fraction": 0.0})
         return data
 
-    with pytest.raises(ConfigError, match=r"3 of 3 clients hold no validation.*data\.val_fraction"):
+    with pytest.raises(ConfigError, match=r"of every client, but 3 of 3 have none.*data\.val_fraction"):
         fit(method(schedule="plateau"), tiny_vit(), without(), tmp_path)
     fit(method(), tiny_vit(), without(), tmp_path, rounds=1)
 
