@@ -33,6 +33,8 @@ def check_settings(federation: "Federation", module: Any, data: Any) -> None:
         )
         if (value := getattr(federation, name)) < least
     ]  # fmt: skip
+    if federation.threads is not None and federation.threads < 1:
+        problems.append(f"Expected `federation.threads` to be >= 1 or null, but got {federation.threads}.")
     clip = federation.gradient_clip_val
     if clip is not None and not (clip > 0 and math.isfinite(clip)):
         problems.append(f"Expected `federation.gradient_clip_val` to be > 0 or null, but got {clip}.")

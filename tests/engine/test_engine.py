@@ -110,6 +110,7 @@ def test_too_few_updates_end_the_run(tmp_path):
         ({"cohort": 0.0}, r"fraction in \(0, 1\], but got 0.0"),
         ({"sampling": "per_domain"}, r"needs clients that have one domain each, but these have none: \['00'"),
         ({"rounds": 0}, r"`federation.rounds` to be >= 1, but got 0"),
+        ({"threads": 0}, r"`federation.threads` to be >= 1 or null, but got 0"),
         ({"min_updates": 3, "cohort": 2}, r"`federation.min_updates` to be from 1 to the cohort's 2, but got 3"),
         ({"gradient_clip_val": -1.0}, r"`federation.gradient_clip_val` to be > 0"),
         ({"strategy": "fsdp"}, r"`federation.parallel` to be 'within'"),
@@ -310,3 +311,16 @@ def test_pytorch_lightning_modules_are_refused_by_name(tmp_path):
     assert not isinstance(Other(), pl.LightningModule)
     with pytest.raises(ConfigError, match=r"lightning\.pytorch"):
         fit(FedAvg(), Other(), points(), tmp_path)
+
+
+def test_threads_are_those_asked_for_during_a_run_and_as_before_after_it(tmp_path):
+    class Counts(Net):
+        seen = 0
+
+        def training_step(self, batch, batch_idx):
+            type(self).seen = torch.get_num_threads()
+            return super().training_step(batch, batch_idx)
+
+    before = torch.get_num_threads()
+    fit(FedAvg(), Counts(), points(), tmp_path, threads=before + 1)
+    assert (Counts.seen, torch.get_num_threads()) == (before + 1, before)
