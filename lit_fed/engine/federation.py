@@ -229,7 +229,8 @@ class Federation:
             return launch(self, function, *args)
         finally:
             self._run = None
-            torch.set_num_threads(threads)
+            if self.threads is not None:
+                torch.set_num_threads(threads)
 
     def _fit(
         self,
