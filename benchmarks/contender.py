@@ -55,9 +55,8 @@ class Contender:
 def run_own(regime: Regime, contender: Contender, folder: Path) -> Outcome:
     """By lit_fed; frozen weights are cast once where steps run in bfloat16."""
     watch = Stopwatch()
-    one_less = replace(regime, rounds=regime.rounds - 1)  # it runs one more than are timed
     precision: Precision = "bf16-true" if contender.bf16 else "32-true"
-    _, adapter = run_lit_fed(one_less, folder / "run", precision, contender.processes, watch)
+    adapter = run_lit_fed(regime, folder / "run", watch, precision, contender.processes)
     return watch.marks, adapter
 
 

@@ -111,24 +111,18 @@ class Stopwatch(Callback):
         """The last one ends with the run."""
         self.marks.append(time.perf_counter())
 
-    @property
-    def seconds(self) -> list[float]:
-        """Seconds of each round but the last, whose end includes an evaluation."""
-        return [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)][:-1]
-
 
 def run_lit_fed(
-    regime: Regime, run_dir: Path, precision: Precision = "32-true", devices: int = 1, watch: Stopwatch | None = None
-) -> tuple[list[float], dict[str, Tensor]]:
-    """Seconds of each round, and the final adapter."""
-    watch = watch or Stopwatch()
+    regime: Regime, run_dir: Path, watch: Callback, precision: Precision = "32-true", devices: int = 1
+) -> dict[str, Tensor]:
+    """The final adapter; a callback looks on."""
     federation = Federation(
-        FedAvg(weights="uniform", local_steps=regime.steps), rounds=regime.rounds + 1, run_dir=run_dir,
+        FedAvg(weights="uniform", local_steps=regime.steps), rounds=regime.rounds, run_dir=run_dir,
         evaluate_every=0, callbacks=[watch], progress=False, pictures=False, accelerator="cpu", precision=precision,
         devices=devices,
     )  # fmt: skip
     result = federation.fit(make_module(regime), make_data(regime))
-    return watch.seconds, dict(result.adapter)
+    return dict(result.adapter)
 
 
 class PlainLoop:
@@ -210,18 +204,6 @@ class PlainLoop:
     def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         """Values by canonical name."""
         return {name: value.detach() for name, value in zip(self.names, values, strict=True)}
-
-
-def run_plain_loop(regime: Regime) -> tuple[list[float], dict[str, Tensor]]:
-    """Seconds of each round of the hand-written loop, and the final adapter."""
-    loop = PlainLoop(regime)
-    current = loop.values()
-    seconds = []
-    for round in range(regime.rounds + 1):
-        started = time.perf_counter()
-        current = loop.round(round, current)
-        seconds.append(time.perf_counter() - started)
-    return seconds[:-1], loop.named(current)
 
 
 def _batches(rows: Tensor, regime: Regime, round: int, client: str) -> tuple[Tensor, ...]:
