@@ -48,6 +48,8 @@ class FedRA(WeakClients):
         coverage: What becomes of a block that nobody drew: ``"keep"`` its adapter as it was; ``"none"``: no adapter,
             the block as it was at the start; ``"repair"`` rows until every block is held; ``"deal"`` all blocks out
             before places are filled at random.
+        pinned: Blocks that everyone holds in every round, from 0; the others are drawn for the places that are left.
+            The published method pins none.
         shuffle_capacities: Deal a list to clients or domains in an order drawn with the seed, so that capacity does not
             always mean the same domain.
         dynamic: Redraw every round: each client of the cohort gets one of all clients' capacities, uniformly.
@@ -60,6 +62,7 @@ class FedRA(WeakClients):
         self,
         capacities: Capacities = 0.5,
         coverage: Coverage = "keep",
+        pinned: Sequence[int] = (),
         shuffle_capacities: bool = False,
         dynamic: bool = False,
         weights: Weights = "uniform",
@@ -68,17 +71,26 @@ class FedRA(WeakClients):
     ) -> None:
         super().__init__(capacities, shuffle_capacities, dynamic, weights, local_steps, local_epochs)
         self.coverage: Coverage = coverage
+        self.pinned = tuple(sorted(pinned))
 
     def problems(self, setting: Setting) -> list[str]:
-        """A promise to cover all blocks must hold for the weakest cohort there can be."""
-        found = super().problems(setting)
-        if found or self.coverage in ("keep", "none"):
+        """Everyone has a place beside the pinned blocks; a promise to cover all holds for the weakest cohort."""
+        found, blocks = super().problems(setting), setting.model.num_blocks
+        if found:
             return found
+        if len({*self.pinned} & {*range(blocks)}) < len(self.pinned):
+            return [f"Expected `algorithm.pinned` to be different blocks, 0 to {blocks - 1}, but got {self.pinned}."]
         held = sorted(capacities_of(super().init({}, setting)).values())
+        if held[0] <= len(self.pinned):
+            return [
+                f"Expected `algorithm.pinned` to leave everyone a place for a block that is drawn, but it has "
+                f"{len(self.pinned)}, and the weakest client holds {held[0]}. Pin fewer, or raise the capacities."
+            ]
         weakest = held[:1] * setting.cohort_size if self.dynamic else held[: setting.cohort_size]
-        if (places := sum(weakest)) < (blocks := setting.model.num_blocks):
+        free, places = blocks - len(self.pinned), sum(weakest) - len(self.pinned) * len(weakest)
+        if self.coverage in ("repair", "deal") and places < free:
             found.append(
-                f"`algorithm.coverage: {self.coverage}` needs room for all {blocks} blocks in every cohort, but the "
+                f"`algorithm.coverage: {self.coverage}` needs room for all {free} blocks in every cohort, but the "
                 f"weakest cohort of {setting.cohort_size} holds {places}. Use `keep`, or larger capacities or cohorts."
             )
         return found
@@ -90,11 +102,10 @@ class FedRA(WeakClients):
 
     def plan(self, server: Server, cohort: Sequence[Client]) -> dict[ClientId, Task]:
         """Draw the allocation matrix of the round, and hand out what its rows say."""
-        random = generator(server.seed, "allocation", server.round)
-        rows = allocate(
-            self.held(server, [client.id for client in cohort]), server.state["num_blocks"], random, self.coverage
-        )
-        return hand_out(server.adapter, rows)
+        free = [block for block in range(server.state["num_blocks"]) if block not in self.pinned]
+        places = {k: held - len(self.pinned) for k, held in self.held(server, [k.id for k in cohort]).items()}
+        rows = allocate(places, len(free), generator(server.seed, "allocation", server.round), self.coverage)
+        return hand_out(server.adapter, {k: sorted([*self.pinned, *(free[i] for i in row)]) for k, row in rows.items()})
 
     def merge(self, server: Server, updates: Iterable[Update]) -> Server:
         """Average each block over its holders, all else over the cohort."""

@@ -93,6 +93,41 @@ def test_the_matrix_is_new_every_round_and_a_function_of_seed_and_round():
     assert [rows(round) for round in range(5)] != [rows(round, seed=1) for round in range(5)]
 
 
+def test_pinned_blocks_are_held_by_everyone_and_the_others_drawn_for_the_rest():
+    algorithm = FedRA(capacities=[3, 2, 2], pinned=[1])
+    assert algorithm.problems(setting()) == []
+    drawn = []
+    for round in range(300):
+        tasks = algorithm.plan(replace(start(algorithm), round=round), COHORT)
+        assert [len(tasks[client.id].blocks) for client in COHORT] == [3, 2, 2]
+        assert all(1 in task.blocks and [*task.blocks] == sorted(task.blocks) for task in tasks.values())
+        drawn.append(tasks["b"].blocks)
+    assert {*drawn} == {(0, 1), (1, 2)}
+    assert abs(drawn.count((0, 1)) - 150) < 4 * (300 / 4) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pinned": [3]}, "different blocks, 0 to 2, but got (3,)"),
+        ({"pinned": [1, 1]}, "different blocks, 0 to 2, but got (1, 1)"),
+        ({"pinned": [0, 1]}, "it has 2, and the weakest client holds 2"),
+        ({"pinned": [0], "coverage": "deal", "capacities": [2, 2, 3], "dynamic": True}, None),
+    ],
+)
+def test_pins_that_cannot_be(settings, said):
+    problems = FedRA(**{"capacities": [3, 2, 2], **settings}).problems(setting())
+    assert (said is None and problems == []) or said in problems[0]
+
+
+def test_pins_take_the_places_that_coverage_would_need():
+    algorithm = FedRA(capacities=2, pinned=[0], coverage="deal")
+    assert algorithm.problems(setting()) == []  # three places for two blocks
+    (problem,) = algorithm.problems(setting(num_blocks=5))
+    assert "room for all 4 blocks" in problem
+    assert "holds 3" in problem
+
+
 def test_dynamic_capacities_are_redrawn_from_those_there_are():
     algorithm = FedRA(capacities=[1, 3, 3], dynamic=True)
     seen = {"a": [], "b": [], "c": []}
