@@ -17,13 +17,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric import Fabric
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from lit_fed.adapters.folder import CONFIG_FILE, OTHER_FILE, load_adapter, save_adapter
 from lit_fed.adapters.state import AdapterView
 from lit_fed.adapters.structure import peft_hosts
 from lit_fed.algorithms.base import GLOBAL, Predict, Serving
-from lit_fed.core.errors import ConfigError
+from lit_fed.core.errors import ConfigError, StateMismatchError
+from lit_fed.core.names import is_added
 from lit_fed.core.seeding import isolated_rng
 from lit_fed.engine.build import attach_as_in, build, give_slot
 from lit_fed.engine.storage import load_tree, save_tree
@@ -62,6 +65,16 @@ def slots_of(directory: Path) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda slot: (slot != GLOBAL, slot)))
 
 
+def read_added(directory: Path) -> dict[str, Tensor]:
+    """What algorithms have added to the module, by canonical name: heads of exits, a gate, parts."""
+    folder = directory / GLOBAL if slots_of(directory) else directory
+    files = [path for name in (OTHER_FILE, PLAIN_FILE) if (path := folder / name).is_file()]
+    try:
+        return {name: tensor for path in files for name, tensor in load_file(path).items() if is_added(name)}
+    except SafetensorError as error:
+        raise StateMismatchError(f"Expected {files} to be whole safetensors files, but got: {error}.") from error
+
+
 def load_serving(module: pl.LightningModule, fabric: Fabric, seed: int, directory: Path) -> Serving:
     """Build the module, give it slots and parts, and read into them what a folder holds.
 
@@ -87,8 +100,7 @@ def load_serving(module: pl.LightningModule, fabric: Fabric, seed: int, director
         for slot in folders:
             if slot != GLOBAL:
                 give_slot(module, slot)
-    beside = [path for name in (OTHER_FILE, PLAIN_FILE) if (path := folders[GLOBAL] / name).is_file()]
-    attach_as_in(module, {name: tensor for path in beside for name, tensor in load_file(path).items()}, seed)
+    attach_as_in(module, read_added(directory), seed)
     view = AdapterView(module)
     view.train_only(GLOBAL, None)
     for slot, folder in folders.items():
@@ -105,7 +117,7 @@ def _described(rule: Predict | None) -> dict[str, Any] | None:
     if rule is None:
         return None
     name = f"{type(rule).__module__}:{type(rule).__qualname__}"
-    if not is_dataclass(rule):
+    if not is_dataclass(rule) or "<locals>" in name:
         return {"class": name}
     return {"class": name, "fields": {field.name: getattr(rule, field.name) for field in fields(rule) if field.init}}
 
@@ -125,8 +137,19 @@ def rule_in(directory: Path) -> tuple[tuple[int, ...] | None, Predict | None]:
     module, _, name = str(stored["rule"]["class"]).partition(":")
     if "fields" not in stored["rule"]:
         raise ConfigError(
-            f"Expected the rule that a client predicts with to be a dataclass, whose fields can be stored, but got"
-            f" {module}.{name}. Make it one, or use `lit-fed predict` with the run folder."
+            "Expected the rule that a client predicts with to be a dataclass of a module, whose fields can be stored,"
+            f" but got {module}.{name}. Make it one, or use `lit-fed predict` with the run folder."
         )
-    rule: Predict = getattr(import_module(module), name)(**stored["rule"]["fields"])
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"Expected to find {module}.{name}, by which {directory} predicts, but got: {error}. Put the file of that"
+            " algorithm where Python finds it."
+        ) from error
+    if not (isinstance(kind, type) and is_dataclass(kind)):  # a file of tensors is not to call whatever it names
+        raise ConfigError(
+            f"Expected {module}.{name}, by which {directory} predicts, to be a dataclass, but it is none."
+        )
+    rule: Predict = kind(**stored["rule"]["fields"])
     return blocks, rule

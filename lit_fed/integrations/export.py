@@ -11,10 +11,11 @@ from lightning.fabric import Fabric
 from lightning.pytorch import LightningModule
 
 from lit_fed.adapters.merge import merge_lora_
+from lit_fed.adapters.parts import parts_of
 from lit_fed.adapters.state import AdapterView
 from lit_fed.core.errors import ConfigError
 from lit_fed.engine.run_folder import RunFolder
-from lit_fed.engine.served import FOLDED_FILE, RULE_FILE, load_serving, rule_in, slots_of
+from lit_fed.engine.served import FOLDED_FILE, load_serving, read_added, rule_in, slots_of
 from lit_fed.engine.storage import file_name
 from lit_fed.integrations.card import Card
 from lit_fed.modules import ClientModule
@@ -97,18 +98,22 @@ def export_merged(module: LightningModule, run: Path, to: Path, client: str | No
 
 
 def _check_is_one_model(source: Path) -> None:
-    """Raise `ConfigError` if no one set of weights predicts as this serving does."""
-    if not (source / RULE_FILE).is_file():
-        return
+    """Raise `ConfigError` if no one model of Hugging Face predicts as this serving does."""
     blocks, rule = rule_in(source)
-    slots = list(slots_of(source))
-    what = f"the slots {slots}, which are weighed for each example" if slots else "an adapter with heads beside its own"
-    if rule is None:
-        what = f"one that runs {len(blocks or ())} blocks of the model"
+    slots, parts = list(slots_of(source)), sorted(parts_of(read_added(source)))
+    if slots:
+        what = f"the slots {slots}, which are weighed for each example"
+    elif rule is not None:
+        what = "an adapter with heads beside the head, whose logits are mixed"
+    elif blocks is not None:
+        what = f"one of which {len(blocks)} blocks of the model run"
+    elif parts:
+        what = f"one with a {' and a '.join(parts)} beside the model"
+    else:
+        return
     raise ConfigError(
-        f"Expected one adapter of the whole model to merge, but got {what}: no one set of weights is their mixture, or"
-        " its part. Export without `--merge`: `lit-fed predict --run TO --input FILE` and `lit_fed.load_export` predict"
-        " with that folder."
+        f"Expected one adapter of the whole model to merge, but got {what}: no one set of weights predicts so."
+        " Export without `--merge`: `lit-fed predict --run TO --input FILE` and `lit_fed.load_export` take that."
     )
 
 

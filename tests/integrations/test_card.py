@@ -100,7 +100,9 @@ def test_a_mixture_is_one_folder_with_two_adapters_and_a_gate(gated: Path, tmp_p
     assert "`Mixture` makes one prediction of all" in use
     assert f"module = load_export({str(tmp_path / 'to')!r}, module)" in use
     assert "lit-fed predict" not in use  # its module is a script's
-    with pytest.raises(ConfigError, match="no one set of weights is their mixture"):
+    with pytest.raises(
+        ConfigError, match=r"the slots \['global', 'local'\], which are weighed .* no one set of weights predicts so"
+    ):
         export_merged(tiny_vit(), gated, tmp_path / "merged", "01")
 
 
