@@ -151,5 +151,5 @@ def rule_in(directory: Path) -> tuple[tuple[int, ...] | None, Predict | None]:
         raise ConfigError(
             f"Expected {module}.{name}, by which {directory} predicts, to be a dataclass, but it is none."
         )
-    rule: Predict = kind(**stored["rule"]["fields"])
+    rule: Any = kind(**stored["rule"]["fields"])
     return blocks, rule

@@ -10,6 +10,8 @@ from lit_fed.adapters import AdapterView
 from lit_fed.algorithms import Algorithm, AllSmall, DepthFL, FDLoRA, FedAvg, FedDPA, FedFMSL, FedRoD
 from lit_fed.core.errors import ConfigError
 from lit_fed.engine import Federation
+from lit_fed.engine.served import RULE_FILE, rule_in
+from lit_fed.engine.storage import save_tree
 from lit_fed.integrations.export import export_adapter, export_merged
 from tests.engine.tiny import Net, fit, pictures, points, tiny_vit
 
@@ -78,3 +80,15 @@ def test_a_rule_that_cannot_be_stored(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Expected the rule that a client predicts with to be a dataclass"):
         export_adapter(path, tmp_path / "to")
     assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [("os:system", "to be a dataclass, but it is none"), ("not_there:Rule", "Put the file of that algorithm where")],
+)
+def test_a_rule_that_is_none(tmp_path: Path, named: str, said: str) -> None:
+    rule = {"class": named, "fields": {"command": f"touch {tmp_path / 'done'}"}}
+    save_tree(tmp_path / RULE_FILE, {"blocks": None, "rule": rule})
+    with pytest.raises(ConfigError, match=said):
+        rule_in(tmp_path)
+    assert not (tmp_path / "done").exists()
