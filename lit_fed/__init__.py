@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Local,
         PromptFL,
     )
+    from lit_fed.cli.exported import load_export
     from lit_fed.data import Digits, FederatedDataModule, HubData, SplitLists, SystemLogs, WithinDomains
     from lit_fed.engine import Federation, Result
     from lit_fed.modules import CausalLM, ImageClassifier, TextClassifier, ZeroShotClassifier
@@ -91,10 +92,12 @@ __all__ = [
     "WithinDomains",
     "ZeroShotClassifier",
     "compare",
+    "load_export",
     "write_report",
 ]
 
 _HOME = {
+    "lit_fed.cli.exported": {"load_export"},
     "lit_fed.data": {"Digits", "FederatedDataModule", "HubData", "SplitLists", "SystemLogs", "WithinDomains"},
     "lit_fed.engine": {"Federation", "Result"},
     "lit_fed.modules": {"CausalLM", "ImageClassifier", "TextClassifier", "ZeroShotClassifier"},

@@ -71,7 +71,8 @@ class Step(Protocol):
 Objective: TypeAlias = Callable[[Step], Tensor]
 """A local loss: a pure function of what a step offers, returning a scalar."""
 Predict: TypeAlias = Callable[[Step], Tensor]
-"""How a client predicts: logits of a batch from what a step offers."""
+"""How a client predicts: logits of a batch from what a step offers. A dataclass of JSON values and tensors is stored
+with what the client predicts with, and exported."""
 Where: TypeAlias = Callable[[str], bool]
 """A choice of tensors by canonical name; see `lit_fed.core.names`."""
 Rates: TypeAlias = Callable[[str], float | None]

@@ -32,7 +32,7 @@ Assumption: a memory budget is held against a step without the classifiers at lo
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -127,8 +127,22 @@ class DepthFL(WeakClients):
         """As deep as the deepest client."""
         depths = _depths(server)
         several = self.ensemble and len(depths) > 1
-        predict = (lambda step: torch.stack(step.exit_logits(depths)).mean(0)) if several else None
-        return Serving({GLOBAL: server.adapter}, tuple(range(depths[-1])), predict)
+        return Serving({GLOBAL: server.adapter}, tuple(range(depths[-1])), Ensemble(depths) if several else None)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """How everybody predicts: with the mean of the logits of several classifiers.
+
+    Args:
+        depths: Where they are, in blocks.
+    """
+
+    depths: Sequence[int]
+
+    def __call__(self, step: Step) -> Tensor:
+        """The mean, (B, ..., C)."""
+        return torch.stack(step.exit_logits(self.depths)).mean(0)
 
 
 def ramp(round: int, ramp_rounds: int) -> float:

@@ -44,7 +44,7 @@ Assumption: a client without a local adapter predicts with the global one.
 
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -191,6 +191,7 @@ class FedDPA(FedAvg):
         return {"local": learner.state(LOCAL), "references": references}
 
 
+@dataclass(frozen=True)
 class Instancewise:
     """How a client predicts: the more an example is like its own, the more one of the adapters weighs.
 
@@ -201,23 +202,24 @@ class Instancewise:
         similar: Which adapter has that weight; the other one has the rest.
     """
 
-    def __init__(self, references: Tensor, scale: float, features: str, similar: str) -> None:
-        self._references, self._scale = references, scale
-        self._slot = None if features == "base" else features
-        self._similar, self._other = (LOCAL, GLOBAL) if similar == LOCAL else (GLOBAL, LOCAL)
+    references: Tensor
+    scale: float
+    features: str
+    similar: str
 
     def __call__(self, step: Step) -> Tensor:
         """Logits of the mixture, (B, ..., C)."""
-        weight = self.weights(step.features(self._slot))
-        return step.logits({self._similar: weight, self._other: 1 - weight})
+        weight = self.weights(step.features(None if self.features == "base" else self.features))
+        return step.logits({self.similar: weight, LOCAL if self.similar == GLOBAL else GLOBAL: 1 - weight})
 
     def weights(self, features: Tensor) -> Tensor:
         """The similar adapter's weights, (B,), from features (B, D)."""
-        references = self._references.to(features.device)
+        references = self.references.to(features.device)
         cosines = cosine_similarity(features.float().unsqueeze(1), references.unsqueeze(0), dim=-1)
-        return (self._scale * cosines.mean(1)).clamp(0, 1)
+        return (self.scale * cosines.mean(1)).clamp(0, 1)
 
 
+@dataclass(frozen=True)
 class Fixed:
     """How a client predicts with a weight that is the same for all examples.
 
@@ -225,9 +227,8 @@ class Fixed:
         alpha: The local adapter's.
     """
 
-    def __init__(self, alpha: float) -> None:
-        self._blend = {GLOBAL: 1 - alpha, LOCAL: alpha}
+    alpha: float
 
     def __call__(self, step: Step) -> Tensor:
         """Logits of the mixture, (B, ..., C)."""
-        return step.logits(self._blend)
+        return step.logits({GLOBAL: 1 - self.alpha, LOCAL: self.alpha})

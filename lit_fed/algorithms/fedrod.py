@@ -33,12 +33,13 @@ Assumption: both losses are in one step, with one optimizer; gradient clipping s
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lit_fed.algorithms.base import GLOBAL, Learner, Objective, Predict, Serving, Step, report
+from lit_fed.algorithms.base import GLOBAL, Learner, Objective, Serving, Step, report
 from lit_fed.algorithms.fedavg import FedAvg
 from lit_fed.core.aggregate import Weights
 from lit_fed.core.names import exit_of
@@ -107,7 +108,7 @@ class FedRoD(FedAvg):
         """Both heads for a client, the generic one for a new client."""
         if "head" not in private:
             return Serving({GLOBAL: server.adapter})
-        return Serving({GLOBAL: {**server.adapter, **private["head"]}}, predict=both_heads(server.state["depth"]))
+        return Serving({GLOBAL: {**server.adapter, **private["head"]}}, predict=BothHeads(server.state["depth"]))
 
 
 def class_counts(targets: Tensor) -> list[int]:
@@ -135,9 +136,19 @@ def decoupled(counts: Sequence[int], depth: int) -> Objective:
     return objective
 
 
-def both_heads(depth: int) -> Predict:
-    """The sum of the logits of the generic and of the private head."""
-    return lambda step: step.logits() + step.exit_logits([depth])[0]
+@dataclass(frozen=True)
+class BothHeads:
+    """How a client predicts: with the sum of the logits of the generic and of the private head.
+
+    Args:
+        depth: Where the private head is.
+    """
+
+    depth: int
+
+    def __call__(self, step: Step) -> Tensor:
+        """The sum, (B, ..., C)."""
+        return step.logits() + step.exit_logits([self.depth])[0]
 
 
 @contextmanager

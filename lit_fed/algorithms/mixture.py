@@ -10,6 +10,7 @@ Assumption: mixed features are read by both heads, and what they say is mixed by
 heads that is the mixture of logits.
 """
 
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -24,6 +25,7 @@ GateInput: TypeAlias = Literal["base", "global"]
 _IGNORED = -100  # PyTorch's mark of a target that counts for nothing
 
 
+@dataclass(frozen=True)
 class Mixture:
     """The rule: logits of a batch from what a step offers.
 
@@ -34,8 +36,9 @@ class Mixture:
         gated: Whether a gate weighs the two. Else each has 1/2.
     """
 
-    def __init__(self, mix: Mix, gate_input: GateInput, gated: bool = True) -> None:
-        self.mix, self.gate_input, self.gated = mix, gate_input, gated
+    mix: Mix
+    gate_input: GateInput
+    gated: bool = True
 
     def __call__(self, step: Step) -> Tensor:
         """Logits of the mixture, (B, ..., C)."""

@@ -40,11 +40,17 @@ def test(options: Namespace, rest: list[str]) -> None:
 def predict(options: Namespace, rest: list[str]) -> None:
     """Write what a stored run predicts."""
     from lit_fed.cli.predictions import rows_of
+    from lit_fed.engine.served import is_serving
 
     settings = _settings(options, rest)
     if options.input:
         _predict_files(settings, options)
         return
+    if is_serving(Path(options.run)):
+        raise ConfigError(
+            f"Expected `--input` with an export, which knows of no data, but got none. Say what {options.run} is to"
+            " predict, `--input FILE ...`."
+        )
     batches = settings.federation().predict(settings.module(), settings.data(), options.run, options.client)
     if first_process():
         path = Path(options.to or Path(options.run) / "predictions.jsonl")

@@ -21,6 +21,7 @@ from lit_fed.core.errors import ConfigError
 from lit_fed.core.types import AdapterState
 from lit_fed.engine.local_trainer import BatchMover, LocalTrainer
 from lit_fed.engine.log_recorder import Logged, LogRecorder
+from lit_fed.engine.rule import put_in_place
 from lit_fed.engine.step import ModuleStep
 
 T = TypeVar("T")
@@ -156,16 +157,12 @@ class Evaluator:
         module: Any = self.module
         asked = False
 
-        def ruled(batch: Any) -> Tensor:
+        def noted(step: Step) -> Tensor:
             nonlocal asked
             asked = True
-            del module.logits  # what the rule asks a step for is the module's own
-            try:
-                return predict(ModuleStep(module, self.view, batch))
-            finally:
-                module.logits = ruled
+            return predict(step)
 
-        module.logits = ruled
+        put_in_place(module, self.view, noted)
         try:
             yield
         finally:

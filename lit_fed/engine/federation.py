@@ -20,8 +20,10 @@ from lit_fed.core.errors import ConfigError
 from lit_fed.core.sampling import Sampling
 from lit_fed.core.seeding import isolated_rng
 from lit_fed.data.federated import FederatedDataModule
+from lit_fed.engine.build import attach_as_in
 from lit_fed.engine.checks import check_settings
 from lit_fed.engine.dry_run import dry_run
+from lit_fed.engine.identity import identity
 from lit_fed.engine.launch import launch
 from lit_fed.engine.local_loop import LoopSettings
 from lit_fed.engine.new_examples import predict_new
@@ -32,7 +34,7 @@ from lit_fed.engine.precision import Precision
 from lit_fed.engine.result import Result
 from lit_fed.engine.run import Run
 from lit_fed.engine.run_folder import RunFolder
-from lit_fed.engine.setup import Prepared, attach_as_in, identity, prepare
+from lit_fed.engine.setup import Prepared, prepare
 
 
 class Federation:

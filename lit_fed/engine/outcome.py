@@ -1,19 +1,16 @@
 """The end of a run: the module as an ordinary module again, adapters and summary in the run folder."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_fed.adapters.lora import save_adapter
-from lit_fed.adapters.structure import peft_hosts
-from lit_fed.algorithms.base import GLOBAL, Serving
+from lit_fed.algorithms.base import GLOBAL
 from lit_fed.core.errors import ConfigError
 from lit_fed.engine.result import Result
 from lit_fed.engine.run import Run
-from lit_fed.engine.run_folder import FOLDED_FILE
-from lit_fed.engine.storage import file_name, save_tree
+from lit_fed.engine.served import save_serving
+from lit_fed.engine.storage import file_name
 
 if TYPE_CHECKING:
     from lit_fed.engine.federation import Federation
@@ -93,26 +90,11 @@ def _clients(run: Run, initial: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _save_adapters(run: Run) -> None:
     """``adapters/global`` and, for clients that predict with something of their own, ``adapters/clients/<id>``."""
     root = run.folder.path / "adapters"
-    _save_serving(run, run.algorithm.serve(run.server, {}), root / "global")
+    save_serving(run.prepared.view, run.algorithm.serve(run.server, {}), root / "global")
     for client in run.prepared.setting.clients:
         if run.folder.private.has(client.id):
             serving = run.scorer.serving(run.server, client.id)
-            _save_serving(run, serving, root / "clients" / file_name(client.id))
-
-
-def _save_serving(run: Run, serving: Serving, directory: Path) -> None:
-    """In PEFT's layout, if that is all there is to it: with frozen weights of its own it is no PEFT adapter."""
-    one_host = len(peft_hosts(run.prepared.module)) == 1
-    if serving.folded:
-        directory.mkdir(parents=True, exist_ok=True)
-        save_tree(directory / FOLDED_FILE, serving.folded)
-    for slot, adapter in serving.adapters.items():
-        target = directory if len(serving.adapters) == 1 else directory / slot
-        if one_host and not serving.folded:
-            save_adapter(run.prepared.view, target, adapter, slot)
-        else:
-            target.mkdir(parents=True, exist_ok=True)
-            save_tree(target / "adapter.safetensors", dict(adapter))
+            save_serving(run.prepared.view, serving, root / "clients" / file_name(client.id))
 
 
 @torch.no_grad()

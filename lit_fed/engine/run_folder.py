@@ -17,8 +17,6 @@ from lit_fed.engine.checkpoint import CheckpointFolder
 from lit_fed.engine.private_store import PrivateStore
 from lit_fed.engine.storage import TEMPORARY, write_bytes, write_json
 
-FOLDED_FILE = "folded.safetensors"
-"""Beside an adapter: what its algorithm has folded into the frozen weights."""
 TEXT_COLUMNS = ("client", "domain", "allocation", "failure")
 """Of ``clients.csv``: what may look like a number and is none."""
 

@@ -11,15 +11,18 @@ from typing import Any
 import yaml
 
 from lit_fed.adapters.folder import CONFIG_FILE, OTHER_FILE
+from lit_fed.adapters.layout import GLOBAL
 from lit_fed.assets import embedded_model_path
 from lit_fed.engine.pictures import Record
 from lit_fed.engine.run_folder import RunFolder
+from lit_fed.engine.served import RULE_FILE, rule_in, slots_of
 from lit_fed.metrics.names import primary
 from lit_fed.pictures.clients import client_scores
 
 __all__ = ["Card"]
 
 _MOST_CLASSES = 20
+_COLUMNS = {"ImageClassifier": "image", "ZeroShotClassifier": "image", "TextClassifier": "text"}  # what they encode
 
 
 class Card:
@@ -38,7 +41,7 @@ class Card:
         self._folder = RunFolder(run)
         self._summary = self._folder.summary()
         self._config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text("utf-8")) or {}
-        self._slots = sorted(path.parent.name for path in export.glob(f"*/{CONFIG_FILE}"))
+        self._slots = slots_of(export)
 
     def text(self) -> str:
         """The card."""
@@ -65,6 +68,12 @@ class Card:
         found = found if isinstance(found, Mapping) else {}
         given = found.get("init_args", found)
         return dict(given) if isinstance(given, Mapping) else {}
+
+    @property
+    def _class_path(self) -> str:
+        """Of the module; empty if a script made it."""
+        found = self._config.get("model")
+        return str(found.get("class_path") or "") if isinstance(found, Mapping) else ""
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
@@ -128,9 +137,13 @@ class Card:
         return _table(["test data", "before", "after"], ["---", "---:", "---:"], rows)
 
     def _use(self) -> list[str]:
+        if not self._class_path:
+            return [self._in_python()]  # the command line knows nothing of a script's module
         client = f" --client {shlex.quote(self._client)}" if self._client is not None else ""
-        command = f"lit-fed predict --run {shlex.quote(str(self._run))}{client} --input FILE ..."
-        return [self._in_python(), "With the run folder, on new pictures, texts or tables:", _block("bash", command)]
+        told = f"{shlex.quote(str(self._run))}{client}" if self._merged else shlex.quote(str(self._to))
+        where = "With the run folder" if self._merged else "With this folder and lit_fed"
+        command = f"lit-fed predict --run {told} --input FILE ..."
+        return [self._in_python(), f"{where}, on new pictures, texts or tables:", _block("bash", command)]
 
     def _in_python(self) -> str:
         to, loaded = repr(str(self._to)), self._settings.get("auto_mapping") or {}
@@ -142,12 +155,8 @@ class Card:
                 "",
                 f"model = {self._merged}.from_pretrained({to})",
             )
-        if self._slots:
-            return (
-                f"Two adapters in PEFT's layout, {' and '.join(f'`{slot}/`' for slot in self._slots)}, of which a gate"
-                " makes one prediction: the logits are g_1 z_global + g_2 z_local, with weights g of each example."
-                f" `gate.*` in `global/{OTHER_FILE}` are its tensors; see `lit_fed.adapters.gate`."
-            )
+        if (self._export / RULE_FILE).is_file() or (self._settings and (self._export / OTHER_FILE).is_file()):
+            return f"{self._more_than_an_adapter()}\n\n{self._with_lit_fed()}"
         if not self._settings:
             return (
                 "Tensors by canonical name, for the module that was tuned:"
@@ -173,6 +182,30 @@ class Card:
             f'base = {name}.from_pretrained({where}, dtype="float32"{labels})',
             f"model = PeftModel.from_pretrained(base, {to})",
         )
+
+    def _more_than_an_adapter(self) -> str:
+        """What the folder holds, where PEFT alone does not make a prediction of it."""
+        held = " and ".join(f"`{slot}/`" for slot in self._slots)
+        told = f"{len(self._slots)} adapters, {held}," if held else "An adapter"
+        gate = " A gate weighs them, example by example." if (self._export / GLOBAL / OTHER_FILE).is_file() else ""
+        if not (self._export / RULE_FILE).is_file():
+            return f"{told} in PEFT's layout, and what else was trained, in `{OTHER_FILE}`. lit_fed has both:"
+        blocks, rule = rule_in(self._export)
+        how = f" Of the model, {len(blocks)} blocks run." if blocks else ""
+        how += f" `{type(rule).__qualname__}` makes one prediction of all." if rule is not None else ""
+        return f"{told} in PEFT's layout.{gate}{how} No one set of weights predicts so, but lit_fed does:"
+
+    def _with_lit_fed(self) -> str:
+        """Five lines of Python that predict."""
+        column = _COLUMNS.get(self._class_path.rpartition(".")[2])
+        given = "" if self._class_path else ", module"  # of a script, which alone can make it
+        use = (
+            [f'batch = module.encode({{"{column}": [{column}]}})', 'print(module.predict_step(batch)["probs"])']
+            if column
+            else ["print(module.predict_step(batch))"]
+        )
+        loaded = f"module = load_export({str(self._to)!r}{given})"
+        return _block("python", "from lit_fed import load_export", "", loaded, *use)
 
     def _made(self) -> list[str]:
         settings, model = self._run / "config.yaml", self._config.get("model")

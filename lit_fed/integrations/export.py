@@ -1,6 +1,5 @@
-"""What a run tuned, for programs without lit_fed: PEFT's folder, or the model with the adapter merged into it."""
+"""What a run tuned, out of its folder: adapters in PEFT's layout, or the model with the adapter merged into it."""
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,22 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric import Fabric
 from lightning.pytorch import LightningModule
 
-from lit_fed.adapters.folder import CONFIG_FILE, load_adapter
 from lit_fed.adapters.merge import merge_lora_
+from lit_fed.adapters.parts import parts_of
 from lit_fed.adapters.state import AdapterView
 from lit_fed.core.errors import ConfigError
-from lit_fed.core.names import is_added
-from lit_fed.core.seeding import isolated_rng
-from lit_fed.engine.run_folder import FOLDED_FILE, RunFolder
-from lit_fed.engine.storage import file_name, load_tree
+from lit_fed.engine.run_folder import RunFolder
+from lit_fed.engine.served import FOLDED_FILE, load_serving, read_added, rule_in, slots_of
+from lit_fed.engine.storage import file_name
 from lit_fed.integrations.card import Card
 from lit_fed.modules import ClientModule
 
 __all__ = ["export_adapter", "export_merged"]
 
-PLAIN_FILE = "adapter.safetensors"  # what is trained without LoRA, under canonical names
 CARD_FILE = "README.md"
 PREPROCESSING = (
     "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model",
@@ -32,9 +30,11 @@ PREPROCESSING = (
 
 
 def export_adapter(run: Path, to: Path, client: str | None = None) -> None:
-    """Copy an adapter out of a run folder, with a model card; ``PeftModel.from_pretrained(base, to)`` takes it.
+    """Copy what a client predicts with out of a run folder, with a model card and the run's settings.
 
-    What a client predicts with by a gate is two adapters, in ``global/`` and ``local/``.
+    One adapter is a PEFT adapter: ``PeftModel.from_pretrained(base, to)`` takes it. What is more than that (two slots
+    and a gate between them, in ``global/`` and ``local/``; a head beside the head) is made one prediction of by
+    `lit_fed.load_export`, and by ``lit-fed predict --run TO``.
 
     Args:
         run: The run folder.
@@ -42,7 +42,8 @@ def export_adapter(run: Path, to: Path, client: str | None = None) -> None:
         client: Whose adapter; `None` is the global one.
 
     Raises:
-        ConfigError: If there is no such adapter, it is not all that was tuned, or `to` exists.
+        ConfigError: If there is no such adapter, it is not all that was tuned, how it predicts cannot be stored, or
+            `to` exists.
     """
     source = _adapter_of(run, client)
     if (source / FOLDED_FILE).is_file():
@@ -50,8 +51,11 @@ def export_adapter(run: Path, to: Path, client: str | None = None) -> None:
             f"Expected an adapter that is all the run has tuned, but got one of an algorithm that has also changed the "
             f"frozen weights ({source / FOLDED_FILE}). Export the whole model with `--merge`."
         )
+    rule_in(source)  # or say now that nobody could read it
     with _new_folder(to) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
+        for name in ("config.yaml", "summary.json"):
+            shutil.copy(run / name, folder)
         (folder / CARD_FILE).write_text(Card(run, folder, to, client).text(), "utf-8")
 
 
@@ -71,22 +75,10 @@ def export_merged(module: LightningModule, run: Path, to: Path, client: str | No
         StateMismatchError: If the adapter is not that of the module.
     """
     source = _adapter_of(run, client)
-    seed = json.loads((run / "summary.json").read_text())["seed"]
-    with isolated_rng(seed, "init"):  # as the engine does: a model without a checkpoint is drawn again as it was
-        module.configure_model()
-    if (source / CONFIG_FILE).is_file():
-        load_adapter(module, source)
-    elif (source / PLAIN_FILE).is_file():
-        stored = load_tree(source / PLAIN_FILE)
-        view = AdapterView(module)
-        view.write({name: t for name, t in stored.items() if not is_added(name)})
-        view.fold(load_tree(source / FOLDED_FILE) if (source / FOLDED_FILE).is_file() else {})
-    else:
-        slots = sorted(path.name for path in source.iterdir())
-        raise ConfigError(
-            f"Expected one adapter to merge, but got the slots {slots}, which a gate weighs for each example: no one"
-            " set of weights is their mixture. Export without `--merge`, or use `lit-fed predict`."
-        )
+    _check_is_one_model(source)
+    seed = RunFolder(run).summary()["seed"]
+    serving = load_serving(module, Fabric(accelerator="cpu", devices=1), seed, source)
+    AdapterView(module).fold(serving.folded)
     merge_lora_(module)
     held = [child for child in module.children() if any(True for _ in child.parameters())]
     merged: Any = held[0] if len(held) == 1 else module
@@ -103,6 +95,26 @@ def export_merged(module: LightningModule, run: Path, to: Path, client: str | No
             found = [module.source.find_file(name) for name in PREPROCESSING]
             for path in filter(None, found):
                 shutil.copy(path, folder)
+
+
+def _check_is_one_model(source: Path) -> None:
+    """Raise `ConfigError` if no one model of Hugging Face predicts as this serving does."""
+    blocks, rule = rule_in(source)
+    slots, parts = list(slots_of(source)), sorted(parts_of(read_added(source)))
+    if slots:
+        what = f"the slots {slots}, which are weighed for each example"
+    elif rule is not None:
+        what = "an adapter with heads beside the head, whose logits are mixed"
+    elif blocks is not None:
+        what = f"one of which {len(blocks)} blocks of the model run"
+    elif parts:
+        what = f"one with a {' and a '.join(parts)} beside the model"
+    else:
+        return
+    raise ConfigError(
+        f"Expected one adapter of the whole model to merge, but got {what}: no one set of weights predicts so."
+        " Export without `--merge`: `lit-fed predict --run TO --input FILE` and `lit_fed.load_export` take that."
+    )
 
 
 def _name_classes(model: Any, names: list[str] | None) -> None:

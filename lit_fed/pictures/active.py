@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_fed.pictures.canvas import mark_stages, new_figure, whole_numbers
+from lit_fed.pictures.canvas import block_axes, mark_stages, new_figure
 from lit_fed.pictures.holders import fill_cells, grouped
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_trainers", "trainers"]
 
-_FROZEN = "0.93"  # not an alarm: a block that is not active yet is meant to be frozen
+_FROZEN = "0.92"  # as faint as the grid, light or dark; no alarm: a block that is not active yet is meant to be frozen
 
 
 def trainers(rows: Sequence[Mapping[str, Any]], num_blocks: int | None = None) -> np.ndarray | None:
@@ -52,14 +52,6 @@ def draw_trainers(counts: np.ndarray, stages: Mapping[int, int]) -> "Figure":
     figure = new_figure(8, float(np.clip(1.6 + 0.22 * num_blocks, 2.8, 14)))
     axes = figure.subplots()
     cells = fill_cells(axes, edges - 0.5, means, step == 1, _FROZEN)
-    axes.set_ylim(-0.5, num_blocks - 0.5)
-    axes.set_xlabel("round")
-    axes.set_ylabel("block (the last one is on top)")
-    whole_numbers(axes.xaxis)
-    axes.set_yticks(range(0, num_blocks, -(-num_blocks // 32)))
+    block_axes(figure, axes, cells, num_blocks, "clients that\ntrain the block", step)
     mark_stages(axes, stages)
-    label = "clients that\ntrain the block" + (f"\n(mean of {step} rounds)" if step > 1 else "")
-    bar = figure.colorbar(cells, ax=axes, label=label, pad=0.02, aspect=30)
-    whole_numbers(bar.ax.yaxis)
-    bar.ax.minorticks_off()
     return figure

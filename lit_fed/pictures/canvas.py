@@ -10,9 +10,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "COLOURS", "MISSING", "ON_DARK", "ON_LIGHT", "byte_unit", "img", "mark_stages", "name_rows", "new_figure",
-    "open_frame", "png", "short",
-    "whole_numbers",
+    "COLOURS", "MISSING", "ON_DARK", "ON_LIGHT", "block_axes", "byte_unit", "img", "mark_stages", "name_rows",
+    "new_figure", "open_frame", "png", "short", "whole_numbers",
 ]  # fmt: skip
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -67,6 +66,28 @@ def whole_numbers(axis: Any, most: int = 8) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(most, integer=True, min_n_ticks=1))
+
+
+def block_axes(figure: "Figure", axes: Any, cells: Any, num_blocks: int, counted: str, rounds: int = 1) -> None:
+    """Rounds to the right, blocks upwards, and a scale of whole numbers beside all that is in the figure.
+
+    Args:
+        figure: The figure.
+        axes: Of the heat map.
+        cells: What `matplotlib.axes.Axes.pcolormesh` returned.
+        num_blocks: Rows of the heat map.
+        counted: What the numbers are, at most two lines.
+        rounds: How many a column is the mean of.
+    """
+    axes.set_ylim(-0.5, num_blocks - 0.5)
+    axes.set_xlabel("round")
+    axes.set_ylabel("block")
+    whole_numbers(axes.xaxis)
+    axes.set_yticks(range(0, num_blocks, -(-num_blocks // 32)))
+    label = counted + (f"\n(mean of {rounds} rounds)" if rounds > 1 else "")
+    bar = figure.colorbar(cells, ax=figure.axes, label=label, pad=0.02, aspect=30)
+    whole_numbers(bar.ax.yaxis)
+    bar.ax.minorticks_off()
 
 
 def byte_unit(most: float) -> tuple[float, str]:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GateWeights", "draw_gate", "gate_weights"]
 
+# Beside the blue and orange of lines: those follow the page (`lit_fed.pictures.svg`), and shades of a scale must not.
+_SCALE = ["#0171B1", "#F2F2F2", "#D45D01"]
+
 
 @dataclass(frozen=True)
 class GateWeights:
@@ -46,7 +49,7 @@ def draw_gate(found: GateWeights) -> "Figure":
     height = float(np.clip(1.6 + 0.22 * len(found.clients), 2.6, 12))
     figure = new_figure(8, height)
     axes = figure.subplots()
-    colours = LinearSegmentedColormap.from_list("experts", ["#0072B2", "#F2F2F2", "#D55E00"])
+    colours = LinearSegmentedColormap.from_list("experts", _SCALE)
     edges = np.append(found.rounds, found.rounds[-1] + 1) - 0.5
     # The scale is as wide as the weights are, and even on both sides, so that 1/2 is always the light middle.
     most = max(0.01, float(np.nanmax(np.abs(found.weights - 0.5))))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_fed.pictures.canvas import MISSING, ON_DARK, ON_LIGHT, new_figure, whole_numbers
+from lit_fed.pictures.canvas import MISSING, ON_DARK, ON_LIGHT, block_axes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,16 +69,7 @@ def draw_holders(counts: np.ndarray) -> "Figure":
     else:
         axes = figure.subplots()
     cells = fill_cells(axes, edges - 0.5, means, step == 1, MISSING)
-    axes.set_ylim(-0.5, num_blocks - 0.5)
-    axes.set_xlabel("round")
-    axes.set_ylabel("block")
-    whole_numbers(axes.xaxis)
-    named = -(-num_blocks // 32)
-    axes.set_yticks(range(0, num_blocks, named))
-    label = "clients that\nhold the block" + (f"\n(mean of {step} rounds)" if step > 1 else "")
-    bar = figure.colorbar(cells, ax=figure.axes, label=label, pad=0.02, aspect=30)
-    whole_numbers(bar.ax.yaxis)
-    bar.ax.minorticks_off()
+    block_axes(figure, axes, cells, num_blocks, "clients that\nhold the block", step)
     return figure
 
 

@@ -14,6 +14,7 @@ __all__ = ["draw_server", "server_numbers"]
 
 _PREFIX = "server/"
 _MOST, _COLUMNS = 60, 3
+_ROUNDING, _AROUND = 1e-6, 0.1  # of a value: less than the first is no change, and the second is shown about it
 
 
 def server_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -42,6 +43,11 @@ def draw_server(numbers: Mapping[str, np.ndarray]) -> "Figure":
         axes.set_title(short(name, 36), fontsize="medium")
         whole_numbers(axes.xaxis)
         axes.margins(y=0.1)
+        axes.ticklabel_format(axis="y", useOffset=False)  # a number to be read, not to be added to another one
+        if np.ptp(values) <= _ROUNDING * np.abs(values).max():
+            axes.set_ylim(values[0] - _AROUND * abs(values[0] or 1), values[0] + _AROUND * abs(values[0] or 1))
+        if all(float(value).is_integer() for value in values):
+            whole_numbers(axes.yaxis, 6)  # a stage, a number of blocks: there is nothing between two
     for axes in grid[len(shown) :]:
         axes.set_visible(False)
     for axes in grid[max(0, len(shown) - columns) : len(shown)]:  # the lowest of each column

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_fed.algorithms import FedRoD
 from lit_fed.algorithms.base import GLOBAL
-from lit_fed.algorithms.fedrod import both_heads, class_counts, decoupled
+from lit_fed.algorithms.fedrod import BothHeads, class_counts, decoupled
 from lit_fed.core.types import Client
 from tests.algorithms.toy import INFO, ToyFederation, adapter, setting_of
 
@@ -83,7 +83,7 @@ def test_class_counts() -> None:
 
 def test_both_heads() -> None:
     step = SimpleNamespace(logits=lambda: torch.tensor([1.0, 2.0]), exit_logits=lambda depths: [torch.tensor(depths)])
-    assert both_heads(3)(step).tolist() == [4.0, 5.0]
+    assert BothHeads(3)(step).tolist() == [4.0, 5.0]
 
 
 START = {**adapter(0.1, 0.2, 0.3), OWN: torch.full((2,), 0.3)}

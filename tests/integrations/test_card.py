@@ -89,7 +89,7 @@ def gated(tmp_path: Path, one_thread: None) -> Path:
     return fit(algorithm, tiny_vit(), pictures(), tmp_path / "runs", rounds=2).path
 
 
-def test_a_mixture_is_two_adapters_and_a_gate(gated: Path, tmp_path: Path) -> None:
+def test_a_mixture_is_one_folder_with_two_adapters_and_a_gate(gated: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
 
     export_adapter(gated, tmp_path / "to", "01")
@@ -97,8 +97,12 @@ def test_a_mixture_is_two_adapters_and_a_gate(gated: Path, tmp_path: Path) -> No
     assert "`global/` and `local/`" in use
     with safe_open(tmp_path / "to" / "global" / "other_parameters.safetensors", framework="pt") as file:
         assert {name.partition(".")[0] for name in file.keys()} == {"gate"}  # noqa: SIM118
-    assert f"lit-fed predict --run {gated} --client 01 --input" in use
-    with pytest.raises(ConfigError, match="no one set of weights is their mixture"):
+    assert "`Mixture` makes one prediction of all" in use
+    assert f"module = load_export({str(tmp_path / 'to')!r}, module)" in use
+    assert "lit-fed predict" not in use  # its module is a script's
+    with pytest.raises(
+        ConfigError, match=r"the slots \['global', 'local'\], which are weighed .* no one set of weights predicts so"
+    ):
         export_merged(tiny_vit(), gated, tmp_path / "merged", "01")
 
 

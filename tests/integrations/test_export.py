@@ -51,7 +51,8 @@ def test_what_cannot_be_merged_is_said(runs: dict[str, Path], tmp_path: Path) ->
     with pytest.raises(ConfigError, match="Expected a Hugging Face model to merge, but got Net"):
         export_merged(Net(), runs["plain"], tmp_path / "merged")
     export_adapter(runs["plain"], tmp_path / "adapter")
-    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["README.md", "adapter.safetensors"]
+    found = sorted(path.name for path in (tmp_path / "adapter").iterdir())
+    assert found == ["README.md", "adapter.safetensors", "config.yaml", "summary.json"]
     assert not (tmp_path / "merged").exists()
 
 

@@ -132,7 +132,7 @@ def test_the_merged_model_is_the_deepest_exit(tmp_path, lora):
         return module
 
     module = make()
-    result = fit(DepthFL(CAPACITIES), module, pictures(), tmp_path / "runs")
+    result = fit(DepthFL(CAPACITIES, ensemble=False), module, pictures(), tmp_path / "runs")
     export_merged(make(), result.path, tmp_path / "merged")
     merged = AutoModelForImageClassification.from_pretrained(tmp_path / "merged").eval()
     pixels = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -101,6 +101,7 @@ def test_texts_in_a_table(site: Path, tmp_path: Path) -> None:
     predicted = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [{"message": row["message"]} for row in predicted] == new
     assert all(set(row["probabilities"]) == {"billing", "crash"} for row in predicted)
+    assert (tmp_path / "from_the_export.jsonl").read_text() == (tmp_path / "predictions.jsonl").read_text()
     card = (tmp_path / "berlin_adapter/README.md").read_text()
     assert "# Ditto: the adapter for client berlin" in card
     clients = {row["team"] for row in rows}

@@ -6,6 +6,25 @@ import pytest
 from lit_fed.pictures.server import draw_server, server_numbers
 
 
+def test_what_is_counted_has_no_ticks_between() -> None:
+    found = {"stage": np.array([[0, 1, 2], [1, 1, 2]]), "drift": np.array([[0, 1, 2], [1, 1.5, 2]])}
+    figure = draw_server(found)
+    figure.draw_without_rendering()
+    stage, drift = (axes.get_yticks() for axes in figure.axes)
+    assert all(tick == round(tick) for tick in stage)
+    assert any(tick != round(tick) for tick in drift)
+
+
+def test_what_only_rounding_moves_is_a_line_in_the_middle() -> None:
+    figure = draw_server({"accuracy": np.array([[0, 1], [0.25, 0.25 + 1e-9]]), "none": np.array([[0, 1], [0, 0]])})
+    figure.draw_without_rendering()
+    accuracy, none = figure.axes
+    assert accuracy.get_ylim() == pytest.approx((0.225, 0.275))
+    assert none.get_ylim() == pytest.approx((-0.1, 0.1))
+    assert accuracy.yaxis.get_offset_text().get_text() == ""
+    assert {"0.25"} <= {label.get_text() for label in accuracy.get_yticklabels()}
+
+
 def test_columns_of_the_server_in_the_rounds_that_have_them() -> None:
     rows = [
         {"round": 0, "server/drift": 0.5, "train/loss": 1.0},

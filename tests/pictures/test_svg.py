@@ -2,8 +2,14 @@
 
 import re
 
+import numpy as np
+from matplotlib.colors import to_hex
+
+from lit_fed.pictures.active import draw_trainers
 from lit_fed.pictures.canvas import COLOURS, ON_DARK, new_figure
-from lit_fed.pictures.svg import svg
+from lit_fed.pictures.gate import draw_gate, gate_weights
+from lit_fed.pictures.holders import draw_holders
+from lit_fed.pictures.svg import VARIABLES, svg
 
 
 def drawn(name: str = "some") -> str:
@@ -27,6 +33,15 @@ def test_the_same_figure_is_the_same_text_and_two_share_no_id() -> None:
     one, other = (set(re.findall(r'id="([^"]+)"', drawn(name))) for name in ("some", "other"))
     assert one
     assert not one & other
+
+
+def test_no_shade_of_a_scale_is_one_that_follows_the_page() -> None:
+    """Else cells of one value would look unlike their neighbours, and unlike the scale beside them."""
+    gate = gate_weights([{"round": 0, "client": "a", "turn/gate_local": 1.0}])
+    assert gate is not None
+    for figure in (draw_gate(gate), draw_holders(np.array([[1, 2]])), draw_trainers(np.array([[1, 2]]), {0: 1})):
+        [cells] = figure.axes[0].collections
+        assert not {to_hex(colour) for colour in cells.cmap(np.arange(256))} & VARIABLES.keys()
 
 
 def test_colours_are_the_pages_where_it_has_them() -> None:
