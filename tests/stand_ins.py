@@ -1,4 +1,4 @@
-"""What stands in for the files of a user: the shared data, logs made up, and tiny models in place of those of the Hub."""
+"""What stands in for the files of a user: shared data, made-up logs, tiny models in place of those of the Hub."""
 
 import json
 from collections.abc import Mapping
@@ -22,12 +22,9 @@ def files_here(said: Mapping[str, Any], shared_data: Path, encoder: Path) -> lis
         Settings, as on the command line.
     """
     places = {f"data.source.{key}": value for key, value in said["data"]["source"]["init_args"].items()}
-    logs = (
-        {"data.source.files": write_logs(encoder.parent / "logs", num_lines=100)}
-        if "data.source.files" in places
-        else {}
-    )
-    places = {key: value for key, value in places.items() if key not in logs}
+    logs = {}
+    if places.pop("data.source.files", None):
+        logs = {"data.source.files": write_logs(encoder.parent / "logs", num_lines=100)}
     model: str = said["model"]["init_args"]["model"]
     if model.startswith("models/"):
         places["model.model"] = model
