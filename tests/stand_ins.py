@@ -1,23 +1,30 @@
-"""What stands in for the files of a user: the shared data, and tiny models in place of those of the Hub."""
+"""What stands in for the files of a user: shared data, made-up logs, tiny models in place of those of the Hub."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_fed.data.made_logs import write_logs
+
 
 def files_here(said: Mapping[str, Any], shared_data: Path, encoder: Path) -> list[str]:
     """Where a user would put `data/X` and `models/X`: the shared data; for an encoder of the Hub, a tiny stand-in.
 
+    System logs are made up, a few lines of each node.
+
     Args:
         said: A configuration whose data are the user's.
         shared_data: The folder of shared data.
-        encoder: Where a stand-in is to be written.
+        encoder: Where a stand-in is to be written; logs are beside it.
 
     Returns:
         Settings, as on the command line.
     """
     places = {f"data.source.{key}": value for key, value in said["data"]["source"]["init_args"].items()}
+    logs = {}
+    if places.pop("data.source.files", None):
+        logs = {"data.source.files": write_logs(encoder.parent / "logs", num_lines=100)}
     model: str = said["model"]["init_args"]["model"]
     if model.startswith("models/"):
         places["model.model"] = model
@@ -26,7 +33,7 @@ def files_here(said: Mapping[str, Any], shared_data: Path, encoder: Path) -> lis
     found = {key: here for key, value in places.items() if (here := _here(value, shared_data)) != value}
     # Only those who hold the most, where there are limits: everybody is evaluated twice.
     most = {f"data.min_total.{name}": 18000 for name in said["data"].get("min_total", {})}
-    given = {"model.model": str(encoder), **found, **most}
+    given = {"model.model": str(encoder), **found, **logs, **most}
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
 
 

@@ -90,7 +90,8 @@ def notes(tables: Sequence[SettingTable]) -> list[str]:
     if any(table.domains for table in tables):
         said[0] += " “mean” is the unweighted mean over domains."
     if any(row.worst for table in tables for row in table.rows):
-        said.append("“personal” is the mean over clients, each with what it would be served; “worst” the worst client.")
+        mean = "personal" if any(row.personal for table in tables for row in table.rows) else "mean"
+        said.append(f"“{mean}” is the mean over clients, each with what it would be served; “worst” the worst client.")
     said.append(
         "“up” and “down” are the bytes of all clients together in a round; “train” the seconds of training of a run,"
         " evaluation apart (runs side by side slow one another)."

@@ -371,6 +371,23 @@ def test_the_suites_that_come_along_are_in_order(path: Path, tmp_path: Path, req
     assert len(runs) == len(suite.variants) * len(suite.seeds)
     for resolved in {run.variant.setting: run for run in runs}.values():
         Settings(["--config", yaml.safe_dump(resolved.config)]).data().setup_clients()  # there is a partition as asked
+    if path.stem.startswith(("fdlora", "fedfmsl")):
+        assert len({num_steps(run.config) for run in runs}) == 1  # the comparison is fair
+
+
+SECOND = {"Ditto": "personal_steps", "FedRep": "head_steps"}
+"""Of methods with two trainings in a turn: how long the second is; as long as the first, if that is not said."""
+
+
+def num_steps(config: dict[str, Any]) -> int:
+    """Optimizer steps of a client that is in every round."""
+    name, settings = config["algorithm"]["class_path"].rpartition(".")[2], config["algorithm"]["init_args"]
+    first, rounds = settings["local_steps"], config["federation"]["rounds"]
+    if name == "FDLoRA":  # the last round finds the weights of the fusion
+        assert rounds == settings["federated_rounds"] + 2
+        return first * (rounds - 1)
+    second = SECOND.get(name) or ("personal_steps" if settings.get("variant") == "T" else None)
+    return rounds * (first + (settings[second] or first if second else 0))
 
 
 @pytest.mark.slow

@@ -74,6 +74,14 @@ def test_what_must_be_known_is_said() -> None:
     assert any("With 2 seeds such a test has little power: p < 0.05 takes a mean difference of 9.0" in s for s in said)
 
 
+def test_the_mean_over_clients_is_called_as_its_column() -> None:
+    runs = [record("A", 0, 0.5, personal__accuracy_mean=0.7, personal__accuracy_worst=0.4)]
+    for metric, columns in {"accuracy": ["mean", "personal", "worst"], "personal/accuracy": ["mean", "worst"]}.items():
+        found = Comparison(runs, metric)
+        assert cells(found.markdown().splitlines()[0])[1:-3] == columns
+        assert sum(note.startswith(f"“{columns[-2]}” is the mean over clients,") for note in found.notes) == 1
+
+
 def test_settings_with_other_seeds_are_told_apart() -> None:
     runs = [
         record("A", seed, 0.5, setting)
