@@ -1,6 +1,7 @@
 """Predicting what a run's data never held: with the run folder alone, wherever that data is."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ def predict_new(
     client: str | None,
     precision: Precision,
     seed: int,
+    kernels: Callable[[AdapterView], AbstractContextManager[None]],
 ) -> list[Any]:
     """What ``predict_step`` returns with a client's serving, or a new client's (`None`), a batch each.
 
@@ -43,7 +45,8 @@ def predict_new(
     view = AdapterView(module)
     view.train_only(GLOBAL, None)
     place(module, fabric, precision)
-    return Evaluator(fabric, module, view).predict(serving, batches)
+    with kernels(view):
+        return Evaluator(fabric, module, view).predict(serving, batches)
 
 
 def _serving(folder: RunFolder, algorithm: Algorithm, client: str | None, seed: int) -> Serving:

@@ -1,8 +1,8 @@
 """From a module and data to everything a run needs; every problem is found here, before work starts."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -65,6 +65,7 @@ def prepare(
     sampling: Sampling,
     min_updates: int,
     precision: Precision,
+    kernels: Callable[[AdapterView], AbstractContextManager[None]],
     loop: LoopSettings,
     shard: bool,
     offload: bool,
@@ -111,7 +112,8 @@ def prepare(
             place(module, fabric, precision)
             largest = max(data.clients, key=lambda client: client.num_examples)
             view.train_only(GLOBAL, None)
-            measured = training_bytes(LocalLoop(fabric, module, loop), view, data, largest, seed)
+            with kernels(view):
+                measured = training_bytes(LocalLoop(fabric, module, loop), view, data, largest, seed)
             view.train_only(GLOBAL, None, others)
             model = replace(model, training_bytes=fabric.broadcast(measured))
     setting = Setting(model, clients, 1 if algorithm.pools_clients else size, seed, rounds)
