@@ -26,6 +26,7 @@ __all__ = ["LONGEST", "lean_attention"]
 LONGEST = 512
 """Up to as many positions are attended to by matrix products."""
 
+_LOWEST = torch.finfo(torch.bfloat16).min
 _NAME = "lit_fed_lean"
 _MORE = ("softcap", "position_bias", "cache", "s_aux")  # what some models ask for beside
 
@@ -93,7 +94,7 @@ def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Queries (B, H, n, d), keys and values (B, H or fewer, m, d) -> (B, n, H, d), and no weights."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
     learned = attention_mask is not None and attention_mask.requires_grad
     if learned or not _is_plain(query, key, value, given):
@@ -103,9 +104,9 @@ def _attend(
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if attention_mask is None and causal and length > 1:
         attention_mask = torch.ones(length, longest, dtype=torch.bool).tril()
-    key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))  # where heads share them
+    key, value = (repeat_kv(x, heads // x.shape[1]) for x in (key, value))  # where heads share them
     scaling = given.get("scaling")
-    attended = _Attention.apply(  # type: ignore[no-untyped-call]
+    attended = _Attention.apply(
         *(x.reshape(rows * heads, -1, x.shape[-1]) for x in (query, key, value)),
         None if attention_mask is None else _added(attention_mask, (rows, heads, length, longest)),
         float(width**-0.5 if scaling is None else scaling),
@@ -116,12 +117,15 @@ def _attend(
 def _is_plain(query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]) -> bool:
     """Whether all that is asked for is queries, keys and values, a mask and a scaling."""
     here = query.device.type == "cpu" and query.dtype == key.dtype == value.dtype == torch.bfloat16
-    simple = not given.get("dropout") and all(given.get(name) is None for name in _MORE)
-    return here and simple and query.shape[1] % key.shape[1] == 0 and key.shape[2] <= LONGEST
+    more = any(given.get(name) is not None for name in _MORE) or isinstance(given.get("scaling"), Tensor)
+    return (
+        here and not (more or given.get("dropout")) and query.shape[1] % key.shape[1] == 0 and key.shape[2] <= LONGEST
+    )
 
 
 def _added(mask: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     """A mask, of booleans that say who is seen or of numbers to be added, as numbers (B * H, n, m) to be added."""
     if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill_(~mask, torch.finfo(torch.bfloat16).min)
-    return mask.to(torch.bfloat16).expand(shape).reshape(-1, *shape[2:])
+        mask = torch.zeros(mask.shape, dtype=torch.bfloat16).masked_fill_(~mask, _LOWEST)
+    # float32 has lower numbers than bfloat16, which would be minus infinity in it
+    return mask.clamp(min=_LOWEST).to(torch.bfloat16).expand(shape).reshape(-1, *shape[2:])

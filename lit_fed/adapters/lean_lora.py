@@ -38,7 +38,8 @@ class _LoraLinear(torch.autograd.Function):
         u = rows @ low_a.T
         y = linear(rows, w, bias)
         y.addmm_(u, low_b.T, alpha=scaling)
-        ctx.save_for_backward(rows, w, low_a, low_b, u)
+        _, _, _, for_a, for_b, _ = ctx.needs_input_grad
+        ctx.save_for_backward(rows if for_a else None, w, low_a, low_b, u if for_b else None)
         ctx.shape, ctx.scaling, ctx.dtypes = x.shape, scaling, (a.dtype, b.dtype)
         return y.view(*x.shape[:-1], -1)
 
@@ -90,7 +91,7 @@ def _forward(
     if adapter is None or args or kwargs or not (under_bf16_autocast(x) and frozen.is_frozen):
         return plain(x, *args, **kwargs)
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    y: Tensor = _LoraLinear.apply(cast(x), frozen.weight, frozen.bias, a, b, layer.scaling[adapter])  # type: ignore[no-untyped-call]
+    y: Tensor = _LoraLinear.apply(cast(x), frozen.weight, frozen.bias, a, b, layer.scaling[adapter])
     return y
 
 
