@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from lit_fed.engine.new_examples import predict_new
 from lit_fed.engine.offload import offloaded
 from lit_fed.engine.outcome import finish, predictions
 from lit_fed.engine.pictures import draw_pictures
-from lit_fed.engine.precision import Precision
+from lit_fed.engine.precision import BF16, Bf16Kernels, Precision, in_bf16
 from lit_fed.engine.result import Result
 from lit_fed.engine.run import Run
 from lit_fed.engine.run_folder import RunFolder
@@ -55,6 +55,10 @@ class Federation:
         strategy: How processes are started: ``"auto"``, ``"ddp"``, ``"ddp_spawn"``, ``"ddp_notebook"``; ``"fsdp"`` also
             shards the frozen weights of a client that is a cluster (with ``parallel="within"``).
         precision: ``"32-true"``, ``"bf16-mixed"``, ``"bf16-true"`` (frozen weights in bfloat16) or ``"16-mixed"``.
+        bf16_kernels: What steps in bfloat16 run with on a CPU: ``"lean"`` casts frozen weights once (which takes memory
+            for a copy of half the size), computes LoRA as one function, and attention as matrix products; ``"torch"``
+            leaves all to PyTorch, PEFT and Hugging Face. Results differ by roundings. Steps in other precisions, and on
+            GPUs, are the same with both.
         parallel: ``"clients"`` deals the cohort over processes; ``"within"`` trains one client at a time over all of
             them.
         gradient_clip_val: As Trainer's; `None` does not clip.
@@ -92,6 +96,7 @@ class Federation:
         num_nodes: int = 1,
         strategy: str = "auto",
         precision: Precision = "32-true",
+        bf16_kernels: Bf16Kernels = "lean",
         parallel: Literal["clients", "within"] = "clients",
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
@@ -115,6 +120,7 @@ class Federation:
         self.threads = threads
         self.accelerator, self.devices, self.num_nodes, self.strategy = accelerator, devices, num_nodes, strategy
         self.precision, self.parallel = precision, parallel
+        self.bf16_kernels: Bf16Kernels = bf16_kernels
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.accumulate_grad_batches, self.offload_blocks = accumulate_grad_batches, offload_blocks
         self.cache, self.run_dir = cache, Path(run_dir)
@@ -263,7 +269,8 @@ class Federation:
         if self.dry_run:
             return dry_run(self, prepared)
         folder, version = self._open(fabric, ckpt_path)
-        with offloaded(prepared.view, folder.path, fabric) if self.offload_blocks else nullcontext():
+        disk = offloaded(prepared.view, folder.path, fabric) if self.offload_blocks else nullcontext()
+        with disk, self._kernels(prepared.view):
             return self._train(fabric, prepared, folder, ckpt_path, version, config, started)
 
     def _train(
@@ -314,17 +321,28 @@ class Federation:
     def _score(
         self, fabric: Fabric, module: pl.LightningModule, data: FederatedDataModule, path: Path, split: str
     ) -> dict[str, float]:
-        return self._restore(fabric, module, data, path).scorer.score(self._current.server, split)
+        run = self._restore(fabric, module, data, path)
+        with self._kernels(run.prepared.view):
+            return run.scorer.score(run.server, split)
 
     def _predict(
         self, fabric: Fabric, module: pl.LightningModule, data: FederatedDataModule, path: Path, client: str | None
     ) -> list[Any]:
-        return predictions(self._restore(fabric, module, data, path), client)
+        run = self._restore(fabric, module, data, path)
+        with self._kernels(run.prepared.view):
+            return predictions(run, client)
 
     def _predict_new(
         self, fabric: Fabric, module: pl.LightningModule, batches: Iterable[Any], path: Path, client: str | None
     ) -> list[Any]:
-        return predict_new(fabric, module, batches, self.algorithm, path, client, self.precision, self.seed)
+        return predict_new(
+            fabric, module, batches, self.algorithm, path, client, self.precision, self.seed, self._kernels
+        )
+
+    def _kernels(self, view: AdapterView) -> AbstractContextManager[None]:
+        """A scope with the kernels that were chosen for bfloat16."""
+        spared = self.offload_blocks or self.strategy == "fsdp"  # whose point it is not to have all weights in memory
+        return in_bf16(view, self.precision, self.bf16_kernels, keep=not spared)
 
     def _restore(self, fabric: Fabric, module: pl.LightningModule, data: FederatedDataModule, path: Path) -> Run:
         """A run as its last checkpoint left it; nothing in its folder is touched."""
@@ -342,7 +360,7 @@ class Federation:
             torch.set_num_threads(self.threads)
         return prepare(
             module, data, self.algorithm, fabric, cohort=self.cohort, sampling=self.sampling,
-            min_updates=self.min_updates, precision=self.precision, loop=self.loop_settings,
+            min_updates=self.min_updates, precision=self.precision, kernels=self._kernels, loop=self.loop_settings,
             shard=self.strategy == "fsdp" and fabric.world_size > 1, offload=self.offload_blocks, seed=self.seed,
             dry_run=self.dry_run, rounds=self.rounds,
         )  # fmt: skip
@@ -366,5 +384,6 @@ class Federation:
         names = (
             "seed", "cohort", "sampling", "threads", "precision", "parallel", "gradient_clip_val",
             "gradient_clip_algorithm", "accumulate_grad_batches", "failure", "min_updates",
+            *(["bf16_kernels"] if self.precision in BF16 else []),
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}

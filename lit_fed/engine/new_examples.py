@@ -1,6 +1,7 @@
 """Predicting what a run's data never held: with the run folder alone, wherever that data is."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def predict_new(
     client: str | None,
     precision: Precision,
     seed: int,
+    kernels: Callable[[AdapterView], AbstractContextManager[None]],
 ) -> list[Any]:
     """What ``predict_step`` returns with a client's serving, or a new client's (`None`), a batch each.
 
@@ -40,6 +42,7 @@ def predict_new(
         client: Whose serving; none with an export.
         precision: The run's.
         seed: The run's.
+        kernels: A scope with the run's kernels for bfloat16.
 
     Raises:
         ConfigError: If `path` is neither an export nor a run folder with a checkpoint, or has no such client.
@@ -51,7 +54,8 @@ def predict_new(
     view = AdapterView(module)
     view.train_only(GLOBAL, None)
     place(module, fabric, precision)
-    return Evaluator(fabric, module, view).predict(serving, batches)
+    with kernels(view):
+        return Evaluator(fabric, module, view).predict(serving, batches)
 
 
 def _exported(fabric: Fabric, module: pl.LightningModule, path: Path, client: str | None, seed: int) -> Serving:

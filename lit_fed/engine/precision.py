@@ -4,21 +4,31 @@
 precision         frozen weights                   steps run in        adapters, optimizer state
 ================  ===============================  ==================  ==========================
 ``32-true``       float32                          float32             float32
-``bf16-mixed``    float32, cast every step         bfloat16 autocast   float32
+``bf16-mixed``    float32, cast for the steps      bfloat16 autocast   float32
 ``bf16-true``     bfloat16, cast once, half size   bfloat16 autocast   float32
 ``16-mixed``      float32, cast every step         float16 autocast    float32, scaled losses
 ================  ===============================  ==================  ==========================
 
 Assumption: ``bf16-true`` keeps what is trained in float32, unlike Fabric's, because an average of adapters in bfloat16
 would lose most of a round's change.
+
+On a CPU, the casts of ``bf16-mixed`` are made once and kept beside the weights, see `lit_fed.adapters.lean_linear`. A
+GPU makes them in every step, in no time, and spares the memory; so does a CPU with blocks on disk or sharded.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 from torch import nn
 
+from lit_fed.adapters.lean import lean
+from lit_fed.adapters.state import AdapterView
+
+Bf16Kernels = Literal["lean", "torch"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+BF16: tuple[Precision, ...] = ("bf16-mixed", "bf16-true")
+"""Those whose steps run in bfloat16."""
 
 
 def fabric_precision(precision: Precision) -> Literal["32-true", "bf16-mixed", "16-mixed"]:
@@ -33,3 +43,17 @@ def cast_frozen(module: nn.Module, precision: Precision) -> None:
     for parameter in module.parameters():
         if not parameter.requires_grad and parameter.is_floating_point():
             parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def in_bf16(
+    view: AdapterView, precision: Precision, kernels: Bf16Kernels, keep: bool = True
+) -> AbstractContextManager[None]:
+    """A scope in which steps in bfloat16 run with these kernels; it does nothing in other precisions.
+
+    Args:
+        view: The module's adapter.
+        precision: The precision of the steps.
+        kernels: What steps run with on a CPU; elsewhere they are PyTorch's.
+        keep: Whether casts of frozen weights may stay in memory.
+    """
+    return lean(view, keep) if kernels == "lean" and precision in BF16 else nullcontext()

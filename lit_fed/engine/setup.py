@@ -3,8 +3,8 @@
 The module is built in `lit_fed.engine.build`; what is wrong is said in `lit_fed.engine.setup_checks`.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
@@ -61,6 +61,7 @@ def prepare(
     sampling: Sampling,
     min_updates: int,
     precision: Precision,
+    kernels: Callable[[AdapterView], AbstractContextManager[None]],
     loop: LoopSettings,
     shard: bool,
     offload: bool,
@@ -98,7 +99,8 @@ def prepare(
             place(module, fabric, precision)
             largest = max(data.clients, key=lambda client: client.num_examples)
             view.train_only(GLOBAL, None)
-            measured = training_bytes(LocalLoop(fabric, module, loop), view, data, largest, seed)
+            with kernels(view):
+                measured = training_bytes(LocalLoop(fabric, module, loop), view, data, largest, seed)
             view.train_only(GLOBAL, None, others)
             model = replace(model, training_bytes=fabric.broadcast(measured))
     setting = Setting(model, clients, 1 if algorithm.pools_clients else size, seed, rounds)
