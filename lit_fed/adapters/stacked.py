@@ -121,9 +121,7 @@ def stacked_parameters(
         yield Stack(parameters, groups)
 
 
-def _install(
-    view: AdapterView, slot: str, values: Mapping[str, Tensor], groups: "_Groups", undo: ExitStack
-) -> None:
+def _install(view: AdapterView, slot: str, values: Mapping[str, Tensor], groups: "_Groups", undo: ExitStack) -> None:
     """Have every layer that holds some of these values use them, each group its own."""
     adapter = view.adapter_name(slot)
     for name, layer in view.lora_layers.items():
@@ -155,9 +153,7 @@ class _Groups:
         self.number, self.num_rows = number, num_rows
         self._unseen: set[str] = set()
 
-    def adding(
-        self, name: str, a: Tensor, b: Tensor, scaling: float
-    ) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def adding(self, name: str, a: Tensor, b: Tensor, scaling: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         """A hook that adds to a frozen layer's output what its LoRA does: A (K, r, n), B (K, m, r)."""
         self._unseen.add(name)
 

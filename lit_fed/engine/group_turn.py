@@ -1,5 +1,6 @@
 """A client's turn beside others, whose training is done for several at once."""
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -52,8 +53,8 @@ class Request:
 class GroupTurn:
     """A `lit_fed.algorithms.base.Learner` on dictionaries: it never touches the module.
 
-    `local` of an algorithm is a function of what it is given. So it is run up to where it asks for a training; when that
-    has been done, together with others', it is run again from the start, is given the answer, and goes on to the next.
+    `local` of an algorithm is a function of what it is given. So it is run up to where it asks for a training; when
+    that has been done, together with others', it is run again from the start, is given the answer, and goes on.
 
     Args:
         algorithm: The method.
@@ -167,7 +168,7 @@ class GroupTurn:
         if at < len(self._answers):
             adapter, result = self._answers[at]
             self._states[self._slot].update(adapter)
-            if not result.loss == result.loss or abs(result.loss) == float("inf"):
+            if not math.isfinite(result.loss):
                 reason = f"its training loss became {result.loss}."
                 raise ClientFailure(self.client.id, self.round, "local", reason)
             return result

@@ -104,7 +104,9 @@ def check_separable(trainer: LocalTrainer) -> None:
             f" ({', '.join(sorted(_ELEMENT_BY_ELEMENT))})"
         )
     uneven = trainer.max_epochs is None
-    if any(config.reduce_on_plateau or (config.interval == "epoch" and uneven) for config in trainer.lr_scheduler_configs):
+    if any(
+        config.reduce_on_plateau or (config.interval == "epoch" and uneven) for config in trainer.lr_scheduler_configs
+    ):
         raise ConfigError("their learning rates follow what they log, or epochs of unequal length")
 
 

@@ -177,9 +177,7 @@ class Run:
         self._call("on_client_end", round, client.id)
         return report
 
-    def _local(
-        self, client: Client, task: Task, round: int, row: dict[str, Any], made: GroupTurn | None
-    ) -> Update:
+    def _local(self, client: Client, task: Task, round: int, row: dict[str, Any], made: GroupTurn | None) -> Update:
         private: Private = self.folder.private.get(client.id, round) if made is None else made.private
         if made is None:
             self.learner.begin(client, round)

@@ -1,19 +1,19 @@
 """Clients of equal shape trained together: one forward and one backward pass for several of them.
 
-Their adapters lie side by side (see `lit_fed.adapters.stacked`), their batches one after another; the frozen model runs
-once, on all rows. Each client's loss is that of its own rows, by the module's own `loss`, so whatever it is a mean over,
-the gradient of the sum of all losses is to each client's adapter that of its own loss. Optimizers that work element by
-element then do to each what they would do alone. The result is that of one client after another, up to the rounding of
-sums in other shapes.
+Their adapters lie side by side (see `lit_fed.adapters.stacked`), their batches one after another; the frozen model
+runs once, on all rows. Each client's loss is that of its own rows, by the module's own `loss`: whatever that is a mean
+over, the gradient of the sum of all losses is to each client's adapter that of its own loss. Optimizers that work
+element by element then do to each what they would do alone. The result is that of one client after another, up to the
+rounding of sums in other shapes.
 
 It takes a module whose logits of a row do not depend on other rows, and that draws no random numbers. Neither is taken
 for granted: before clients are first trained together, one batch is computed both ways and compared, and whether random
-numbers were drawn is looked at after every training. Where clients cannot be trained together they are trained one after
-another, and once it is said why.
+numbers were drawn is looked at after every training. Where clients cannot be trained together they are trained one
+after another, and once it is said why.
 """
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lit_fed.adapters.stacked import Stack, stacked_parameters
 from lit_fed.adapters.transfer import to_cpu
 from lit_fed.algorithms.base import GLOBAL, Algorithm, Blend, Step
-from lit_fed.core.errors import ClientFailure, ConfigError
+from lit_fed.core.errors import ConfigError
 from lit_fed.core.names import block_of, is_added, is_head
 from lit_fed.core.seeding import RandomStream, generator, isolated_rng, random_state
 from lit_fed.core.types import Client, ClientId, FitResult, Private, Task
@@ -68,9 +68,8 @@ class Together:
         seed: int,
         precision: str,
     ) -> None:
-        self.size, self.algorithm, self.loop, self.learner, self.cache, self.seed = (
-            size, algorithm, loop, learner, cache, seed,
-        )  # fmt: skip
+        self.size, self.algorithm, self.loop, self.learner = size, algorithm, loop, learner
+        self.cache, self.seed = cache, seed
         self.module: Any = prepared.module
         self.view, self.initial, self.data = prepared.view, prepared.initial, prepared.data
         self._tolerance = _TOLERANCE.get(precision, _TOLERANCE_OF_16_BITS)
@@ -111,7 +110,7 @@ class Together:
         """What is alike in a group: all that is done, and about how many rows each batch has."""
         turn.advance()
         request = turn.request
-        if request is None:
+        if request is None or not request.trained:
             raise NotTogetherError(f"{type(self.algorithm).__name__} trains nothing in a round")
         if reason := self._verdicts.get(request.feature):
             raise NotTogetherError(reason)
@@ -140,6 +139,7 @@ class Together:
     def _train(self, group: list[GroupTurn]) -> bool:
         """Make the turns of a group; whether that could be done."""
         started = time.perf_counter()
+        feature = None if group[0].request is None else group[0].request.feature
         try:
             while requests := [turn.request for turn in group if turn.request is not None]:
                 if len(requests) < len(group) or len({request.kind for request in requests}) > 1:
@@ -149,7 +149,10 @@ class Together:
                     turn.advance()
         except Exception as error:  # whatever it is, alone they have it too, or not; a client's error is its own then
             self.learner.abandon()
-            self._say(str(error) if isinstance(error, NotTogetherError) else f"{type(error).__name__}: {error}")
+            reason = _reason(error)
+            if isinstance(error, (NotTogetherError, ConfigError, torch.OutOfMemoryError)):
+                self._verdicts[feature] = reason  # it is their kind that does not go
+            self._say(reason)
             return False
         for turn in group:
             turn.seconds = (time.perf_counter() - started) / len(group)
@@ -157,17 +160,15 @@ class Together:
 
     def _fit(self, requests: list[Request]) -> list[tuple[Mapping[str, Tensor], FitResult]]:
         """Train, if it is known, or found out now, that it gives each what it would get alone."""
-        feature = requests[0].feature
-        try:
-            if feature not in self._verdicts:
-                self._compare(requests)
-                self._verdicts[feature] = None
-            return self._fit_joint(requests)
-        except (_UndecidedError, ClientFailure):
-            raise
-        except (NotTogetherError, ConfigError) as error:
-            self._verdicts[feature] = str(error)
-            raise
+        feature, was_training = requests[0].feature, self.module.training
+        if feature not in self._verdicts:
+            self.module.train()
+            try:
+                if self._compare(requests):
+                    self._verdicts[feature] = None
+            finally:
+                self.module.train(was_training)
+        return self._fit_joint(requests)
 
     def _fit_joint(self, requests: list[Request]) -> list[tuple[Mapping[str, Tensor], FitResult]]:
         first, device = requests[0], self.loop.fabric.device
@@ -221,13 +222,14 @@ class Together:
 
     # -- whether it may be done -------------------------------------------------------------------------------------
 
-    def _compare(self, requests: list[Request]) -> None:
-        """Compute the gradients of a batch together and apart, and raise `NotTogetherError` if they differ."""
+    def _compare(self, requests: list[Request]) -> bool:
+        """Compute the gradients of a batch together and apart, and raise `NotTogetherError` if they differ.
+
+        Returns:
+            Whether there was something to compare: a loss that is finite.
+        """
         first, device = requests[0], self.loop.fabric.device
-        was_training = self.module.training
-        self.module.train()
         joint = next(iter(JointLoader(self._draws(requests), 1)))
-        compared = 0
         with isolated_rng(self.seed, "compare"):
             before = random_state(device)
             self._begin(first)
@@ -235,26 +237,20 @@ class Together:
                 losses, gradients = self._computed(
                     lambda: torch.stack(self._losses(requests, joint, stack)), stack.parameters, first.trained
                 )
-            for k, request in enumerate(requests):
-                loss, own = self._alone(request, joint.batches[k])
-                if not bool(loss.isfinite()):
-                    continue
-                compared += 1
-                gap = torch.stack([(gradients[name][k] - own[name]).norm() for name in own]).norm()
-                size = torch.stack([gradient.norm() for gradient in own.values()]).norm()
-                near = gap <= self._tolerance * (size + _SMALL) and (losses[k] - loss).abs() <= self._tolerance * (
-                    loss.abs() + _SMALL
-                )
-                if not near:
-                    raise NotTogetherError(
-                        f"{type(self.module).__name__} computes something else for rows among other clients' (gradients"
-                        f" differ by {float(gap / size):.1g} of their size)"
-                    )
+            alone = [self._alone(request, batch) for request, batch in zip(requests, joint.batches, strict=True)]
             if random_state(device) != before:
                 raise NotTogetherError(_RANDOM)
-        self.module.train(was_training)
-        if not compared:
-            raise _UndecidedError("no loss is finite")
+        finite = [(k, loss, own) for k, (loss, own) in enumerate(alone) if bool(loss.isfinite())]
+        for k, loss, own in finite:
+            gap = _norm(gradients[name][k] - gradient for name, gradient in own.items())
+            size = _norm(own.values())
+            near = abs(float(losses[k] - loss)) <= self._tolerance * (abs(float(loss)) + _SMALL)
+            if not (near and gap <= self._tolerance * (size + _SMALL)):
+                raise NotTogetherError(
+                    f"{type(self.module).__name__} computes something else for rows among other clients' (gradients are"
+                    f" off by {gap:.1g} where they are {size:.1g})"
+                )
+        return bool(finite)
 
     def _alone(self, request: Request, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """A client's loss of a batch, and its gradients, as in a turn of its own."""
@@ -288,7 +284,8 @@ class Together:
     def _draws(self, requests: Sequence[Request]) -> list[Draws]:
         draws = []
         for request in requests:
-            random = RandomStream(self.seed, "fit", request.round, request.client.id, request.fit)
+            # as `ModuleLearner.fit` seeds them, in a process that has the client for itself
+            random = RandomStream(self.seed, "fit", request.round, request.client.id, request.fit, 0)
             draws.append(Draws(self._loader(request), random, self.loop.mover))
         return draws
 
@@ -304,7 +301,8 @@ class Together:
         return {parameters[name]: rate for name, rate in request.rates.items()} or None
 
     def _say(self, reason: str) -> None:
-        line = f"Clients train one after another in spite of `federation.batch_clients: {self.size}`: {reason.rstrip('.')}."
+        key = f"`federation.batch_clients: {self.size}`"
+        line = f"Clients train one after another in spite of {key}: {reason.rstrip('.')}."
         if line not in self.said:
             self.said.append(line)
             rank_zero_info(line)
@@ -313,8 +311,15 @@ class Together:
 _RANDOM = "random numbers are drawn in the model (dropout), which alone would be others"
 
 
-class _UndecidedError(NotTogetherError):
-    """This time; another group may tell."""
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return float(torch.stack([tensor.float().norm() for tensor in tensors]).norm())
+
+
+def _reason(error: Exception) -> str:
+    """An error as the end of a sentence."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "together they do not fit into the device's memory; a smaller number may"
+    return str(error) if isinstance(error, (NotTogetherError, ConfigError)) else f"{type(error).__name__}: {error}"
 
 
 class _Answers:
