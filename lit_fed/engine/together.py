@@ -14,7 +14,6 @@ after another, and once it is said why.
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -23,11 +22,12 @@ from torch import Tensor, nn
 
 from lit_fed.adapters.stacked import Stack, stacked_parameters
 from lit_fed.adapters.transfer import to_cpu
-from lit_fed.algorithms.base import GLOBAL, Algorithm, Blend, Step
+from lit_fed.algorithms.base import Algorithm, Step
 from lit_fed.core.errors import ConfigError
 from lit_fed.core.names import block_of, is_added, is_head
 from lit_fed.core.seeding import RandomStream, generator, isolated_rng, random_state
 from lit_fed.core.types import Client, ClientId, FitResult, Private, Task
+from lit_fed.engine.group_step import Answers, ClientStep
 from lit_fed.engine.group_turn import GroupTurn, NotTogetherError, Request
 from lit_fed.engine.joint import Draws, Joint, JointLoader
 from lit_fed.engine.learner import ModuleLearner
@@ -211,8 +211,8 @@ class Together:
     def _losses(self, requests: list[Request], joint: Joint, stack: Stack) -> list[Tensor]:
         """Each client's loss, a scalar."""
         stack.expect(joint.num_rows)
-        answers = _Answers(self.module, requests[0], joint, stack)
-        steps = [_ClientStep(answers, k) for k in range(len(requests))]
+        answers = Answers(self.module, requests[0], joint, stack)
+        steps = [ClientStep(answers, k) for k in range(len(requests))]
         losses = [
             step.loss() if request.objective is None else request.objective(cast(Step, step))
             for step, request in zip(steps, requests, strict=True)
@@ -320,51 +320,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "together they do not fit into the device's memory; a smaller number may"
     return str(error) if isinstance(error, (NotTogetherError, ConfigError)) else f"{type(error).__name__}: {error}"
-
-
-class _Answers:
-    """What a joint batch gives, each thing computed once for all clients."""
-
-    def __init__(self, module: Any, request: Request, joint: Joint, stack: Stack) -> None:
-        self.module, self.slot, self.joint, self._request, self._stack = module, request.slot, joint, request, stack
-
-    @cached_property
-    def logits(self) -> list[Tensor]:
-        """Each client's, (B, ..., C)."""
-        return self.joint.parts(self.module.logits(self.joint.whole))
-
-    @cached_property
-    def parameters(self) -> list[dict[str, Tensor]]:
-        """Each client's part of what is trained."""
-        shares = {name: self._stack.parameters[name].unbind() for name in self._request.trained}
-        return [{name: share[k] for name, share in shares.items()} for k in range(len(self.joint.sizes))]
-
-
-class _ClientStep:
-    """A `lit_fed.algorithms.base.Step` of one client of a group; it offers what does not take another forward pass."""
-
-    def __init__(self, answers: _Answers, k: int) -> None:
-        self._answers, self._k = answers, k
-        self.batch = answers.joint.batches[k]
-
-    @property
-    def parameters(self) -> Mapping[str, Tensor]:
-        return self._answers.parameters[self._k]
-
-    def loss(self, blend: Blend | None = None) -> Tensor:
-        if blend is not None:
-            raise NotTogetherError("their losses are of a blend of slots")
-        loss: Tensor = self._answers.module.loss(self._answers.logits[self._k], self.targets())
-        return loss
-
-    def logits(self, slot: str | Blend | None = GLOBAL) -> Tensor:
-        if slot != self._answers.slot:
-            raise NotTogetherError("their losses ask for several slots")
-        return self._answers.logits[self._k]
-
-    def targets(self) -> Tensor:
-        targets: Tensor = self._answers.module.targets(self.batch)
-        return targets
-
-    def __getattr__(self, name: str) -> Any:
-        raise NotTogetherError(f"their losses ask for `{name}` of a step")

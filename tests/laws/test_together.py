@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_fed import FederatedDataModule, TextClassifier
 from lit_fed.algorithms import AllSmall, Ditto, FedAvg, FedProx, FedRA, FedRep, FFALoRA
+from lit_fed.algorithms.base import report
 from lit_fed.core.errors import ClientFailure, StateMismatchError
 from lit_fed.core.tree import flatten
 from lit_fed.engine import together
@@ -106,7 +107,17 @@ def test_in_bfloat16(tmp_path, seen, precision):
     assert seen == ([3], [])
 
 
+class SlowB(FedAvg):
+    """FedAvg with a learning rate for B apart."""
+
+    def local(self, learner: Any, task: Any, private: Any) -> Any:
+        learner.load(task.adapter)
+        fit = learner.fit(epochs=1, rates=lambda name: 0.05 if name.endswith("lora_B") else None)
+        return report(learner, learner.state(), fit), private
+
+
 METHODS = {
+    "learning rates of some": (SlowB, [3]),
     "a loss of its own": (lambda: FedProx(mu=0.5, local_epochs=2), [3]),
     "some blocks": (lambda: AllSmall(capacities=2, local_epochs=1), [3]),
     "only B": (lambda: FFALoRA(local_epochs=1), [3]),
