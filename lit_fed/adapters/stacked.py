@@ -31,7 +31,7 @@ from lit_fed.core.names import LORA_A, LORA_B, factor_of
 def stacked(view: AdapterView, adapters: Sequence[Mapping[str, Tensor]], num_rows: int) -> Iterator[None]:
     """A scope in which the first of K equal groups of rows runs with the first adapter, and so on; without gradients.
 
-    Afterwards slot ``"global"`` holds values of no meaning.
+    The module's own values stay as they are.
 
     Args:
         view: The module's adapter.
