@@ -29,20 +29,28 @@ BATCHES = (2, 8, 32)
 TOLERANCE: Mapping[Precision, float] = {"32-true": 1e-2, "bf16-mixed": 0.5}  # AdamW divides small numbers by small ones
 
 
-class Turns(Callback):
+class Lines(Callback):
+    """Why clients were not trained together, if they were not."""
+
+    said: list[str]
+
+    def on_round_start(self, federation: Any, round: int, cohort: tuple[str, ...]) -> None:
+        """Have the list to which lines are added."""
+        self.said = federation._run.together.said
+
+
+class Turns(Lines):
     """Every second round with clients together, and how long each took."""
 
     def __init__(self, group: int) -> None:
         self.group = group
         self.seconds: dict[bool, list[float]] = {False: [], True: []}
-        self.said: list[str] = []
         self._started = 0.0
 
     def on_round_start(self, federation: Any, round: int, cohort: tuple[str, ...]) -> None:
         """Say how this one is made."""
-        together = federation._run.together
-        together.size = self.group if round % 2 else 1
-        self.said = together.said
+        super().on_round_start(federation, round, cohort)
+        federation._run.together.size = self.group if round % 2 else 1
         self._started = time.perf_counter()
 
     def on_round_end(self, federation: Federation, round: int, metrics: Mapping[str, float]) -> None:
@@ -51,21 +59,27 @@ class Turns(Callback):
 
 
 def run(
-    regime: Regime, rounds: int, precision: Precision, accelerator: str, group: int, watch: Callback | None = None
+    regime: Regime, rounds: int, precision: Precision, accelerator: str, group: int, watch: Callback
 ) -> dict[str, Tensor]:
     """The final adapter of a federation."""
     with tempfile.TemporaryDirectory() as folder:
         result = Federation(
             FedAvg(weights="uniform", local_steps=regime.steps), rounds=rounds, run_dir=folder, evaluate_every=0,
-            checkpoint_every=rounds, callbacks=[] if watch is None else [watch], progress=False, pictures=False,
+            checkpoint_every=rounds, callbacks=[watch], progress=False, pictures=False,
             accelerator=accelerator, precision=precision, batch_clients=group,
         ).fit(make_module(regime), make_data(regime))  # fmt: skip
     return dict(result.adapter)
 
 
 def gap(regime: Regime, precision: Precision, accelerator: str, group: int) -> float:
-    """How far the adapters of one round are apart, of a tensor as a part of how far it has moved; the largest."""
-    alone, joint = (run(regime, 1, precision, accelerator, size) for size in (1, group))
+    """How far the adapters of one round are apart, of a tensor as a part of how far it has moved; the largest.
+
+    Infinite, if clients were not trained together.
+    """
+    watch = Lines()
+    alone, joint = (run(regime, 1, precision, accelerator, size, watch) for size in (1, group))
+    if watch.said:
+        return float("inf")
     moved = {name: tensor for name, tensor in alone.items() if name.endswith("lora_B")}  # from 0
     return max(float((joint[name] - tensor).norm() / tensor.norm()) for name, tensor in moved.items())
 
