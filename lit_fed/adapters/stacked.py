@@ -8,9 +8,12 @@ for its group, all groups at once:
 
 What is trained and no LoRA factor (a head, norms) runs once for each group, with the group's own values: it may be of
 any kind, and is small. So a result is that of one adapter after another, up to the rounding of other matrix shapes.
+
+`stacked` evaluates adapters that are there. `stacked_parameters` trains them: gradients flow to A, B and the rest, each
+of shape (K, ...), and no group's loss depends on another group's part of them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -28,7 +31,7 @@ from lit_fed.core.names import LORA_A, LORA_B, factor_of
 def stacked(view: AdapterView, adapters: Sequence[Mapping[str, Tensor]], num_rows: int) -> Iterator[None]:
     """A scope in which the first of K equal groups of rows runs with the first adapter, and so on; without gradients.
 
-    Afterwards slot ``"global"`` holds values of no meaning.
+    The module's own values stay as they are.
 
     Args:
         view: The module's adapter.
@@ -47,16 +50,95 @@ def stacked(view: AdapterView, adapters: Sequence[Mapping[str, Tensor]], num_row
     view.use(GLOBAL)
     with ExitStack() as undo:
         undo.callback(view.use, before)
-        for name, layer in view.lora_layers.items():
-            layer.__dict__["_disable_adapters"] = True  # put back by `use`
-            a, b = values[f"{name}.{LORA_A}"], values[f"{name}.{LORA_B}"] * layer.scaling[view.adapter_name()]
-            undo.callback(layer.register_forward_hook(groups.adding(name, a, b)).remove)
-        for owner, names in view.owners(lambda name: factor_of(name) is None):
-            own = {attribute: values[name] for attribute, name in names.items()}
-            owner.forward = groups.in_turn(owner, next(iter(names.values())), own)
-            undo.callback(owner.__dict__.pop, "forward")
+        _install(view, GLOBAL, values, groups, undo)
         yield
         groups.check()
+
+
+class Stack:
+    """Adapters that are trained side by side.
+
+    Args:
+        parameters: Canonical name -> the values in all of them, (K, ...).
+        groups: Their groups of rows.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], groups: "_Groups") -> None:
+        self.parameters, self._groups = parameters, groups
+
+    def expect(self, num_rows: int) -> None:
+        """Say how many rows the next batch has, over all groups; K times those of one."""
+        self._groups.num_rows = num_rows
+
+    def check(self) -> None:
+        """Raise `ConfigError` if a pass has left out something of the adapters; see `stacked`."""
+        self._groups.check()
+
+
+@contextmanager
+def stacked_parameters(
+    view: AdapterView, slot: str, adapters: Sequence[Mapping[str, Tensor]], trained: Collection[str]
+) -> Iterator[Stack]:
+    """A scope in which the module has a slot's parameters K times, (K, ...), and runs K equal groups of rows with them.
+
+    They are where those of one adapter were: an optimizer that is made of ``module.parameters()`` has them. Afterwards
+    the module has its own again, unchanged.
+
+    Args:
+        view: The module's adapter.
+        slot: The slot; the forward runs with it.
+        adapters: K states of the slot, all with the same names: those of all layers that run.
+        trained: The names that get gradients.
+
+    Raises:
+        StateMismatchError: If an adapter does not fit.
+        ConfigError: As in `stacked`, or if the slot has running statistics, which are no function of one row.
+    """
+    for adapter in adapters:
+        view.check(adapter, slot)
+    live = view.tensors(slot)
+    if moving := [name for name in adapters[0] if not isinstance(live[name], nn.Parameter)]:
+        raise ConfigError(
+            f"Expected an adapter without running statistics, so that several can be trained side by side, but got "
+            f"{moving[:3]}. Train one adapter at a time."
+        )
+    if view.lora_layers:
+        check_plain_products(view, (view.adapter_name(slot),), linear=True)
+    parameters = {
+        name: nn.Parameter(torch.stack([adapter[name] for adapter in adapters]).to(live[name]), name in trained)
+        for name in adapters[0]
+    }
+    groups = _Groups(len(adapters), 0)
+    before = view.active
+    view.use(slot)
+    with ExitStack() as undo:
+        undo.callback(view.use, before)
+        for owner, names in view.owners(parameters.__contains__, slot):
+            for attribute, name in names.items():
+                undo.callback(_put, owner, attribute, getattr(owner, attribute))
+                _put(owner, attribute, parameters[name])
+        _install(view, slot, parameters, groups, undo)
+        yield Stack(parameters, groups)
+
+
+def _install(view: AdapterView, slot: str, values: Mapping[str, Tensor], groups: "_Groups", undo: ExitStack) -> None:
+    """Have every layer that holds some of these values use them, each group its own."""
+    adapter = view.adapter_name(slot)
+    for name, layer in view.lora_layers.items():
+        if f"{name}.{LORA_A}" in values:
+            layer.__dict__["_disable_adapters"] = True  # put back by `use`
+            factors = values[f"{name}.{LORA_A}"], values[f"{name}.{LORA_B}"]
+            undo.callback(layer.register_forward_hook(groups.adding(name, *factors, layer.scaling[adapter])).remove)
+    for owner, names in view.owners(lambda name: factor_of(name) is None and name in values, slot):
+        own = {attribute: values[name] for attribute, name in names.items()}
+        owner.forward = groups.in_turn(owner, next(iter(names.values())), own)
+        undo.callback(owner.__dict__.pop, "forward")
+
+
+def _put(owner: nn.Module, attribute: str, value: Tensor) -> None:
+    """Have a module use a tensor in place of its own; it need be no parameter, and gradients flow through it."""
+    held: dict[str, Any] = owner._parameters if attribute in owner._parameters else owner._buffers
+    held[attribute] = value
 
 
 class _Groups:
@@ -71,14 +153,16 @@ class _Groups:
         self.number, self.num_rows = number, num_rows
         self._unseen: set[str] = set()
 
-    def adding(self, name: str, a: Tensor, b: Tensor) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        """A hook that adds to a frozen layer's output what its LoRA does: A (K, r, n), B (K, m, r), scaled."""
+    def adding(self, name: str, a: Tensor, b: Tensor, scaling: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        """A hook that adds to a frozen layer's output what its LoRA does: A (K, r, n), B (K, m, r)."""
         self._unseen.add(name)
 
         def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = self._rows(name, args[0])
-            x = x.reshape(self.number, -1, x.shape[-1]).to(a.dtype)
-            update = (x @ a.mT) @ b.mT
+            x = x.reshape(self.number, -1, x.shape[-1])
+            if not torch.is_autocast_enabled(x.device.type):  # which casts it to what it computes in
+                x = x.to(a.dtype)
+            update = (x @ a.mT * scaling) @ b.mT
             return (output + update.view(output.shape)).to(output.dtype)
 
         return add
@@ -90,10 +174,17 @@ class _Groups:
 
         def forward(x: Tensor) -> Tensor:
             outputs = []
-            for k, rows in enumerate(self._rows(name, x).chunk(self.number)):
-                for attribute, value in values.items():
-                    getattr(owner, attribute).copy_(value[k])
-                outputs.append(plain(rows))
+            before = {attribute: getattr(owner, attribute) for attribute in values}
+            try:
+                for rows, *own in zip(
+                    self._rows(name, x).chunk(self.number), *(v.unbind() for v in values.values()), strict=True
+                ):
+                    for attribute, value in zip(values, own, strict=True):
+                        _put(owner, attribute, value)
+                    outputs.append(plain(rows))
+            finally:
+                for attribute, value in before.items():
+                    _put(owner, attribute, value)
             return torch.cat(outputs)
 
         return forward

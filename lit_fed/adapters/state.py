@@ -111,10 +111,10 @@ class AdapterView:
         """The live tensors of a slot, parameters and exchanged buffers, by sorted canonical names."""
         return {name: entry.tensor for name, entry in self._found.layout(slot).items()}
 
-    def owners(self, where: Callable[[str], bool]) -> list[tuple[nn.Module, dict[str, str]]]:
-        """The modules that hold some tensors of slot ``"global"``, and of each: attribute -> canonical name."""
+    def owners(self, where: Callable[[str], bool], slot: str = GLOBAL) -> list[tuple[nn.Module, dict[str, str]]]:
+        """The modules that hold some tensors of a slot, and of each: attribute -> canonical name."""
         found: dict[int, tuple[nn.Module, dict[str, str]]] = {}
-        for name, entry in self._found.layout(GLOBAL).items():
+        for name, entry in self._found.layout(slot).items():
             if where(name):
                 found.setdefault(id(entry.owner), (entry.owner, {}))[1][entry.attribute] = name
         return list(found.values())

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
+from typing import Any
 
 import torch
 
@@ -42,6 +43,28 @@ def isolated_rng(seed: int, *names: str | int) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
+class RandomStream:
+    """The global generators on the CPU, for someone who draws from them now and then, between others.
+
+    What is drawn in its `resumed` scopes, one after another, is what is drawn in one `isolated_rng` of the same names.
+    """
+
+    def __init__(self, seed: int, *names: str | int) -> None:
+        with isolated_rng(seed, *names):
+            self._state = _cpu_state()
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """A scope in which the generators go on where the last one ended; afterwards they are as they were before."""
+        before = _cpu_state()
+        _set_cpu_state(self._state)
+        try:
+            yield
+        finally:
+            self._state = _cpu_state()
+            _set_cpu_state(before)
+
+
 def random_state(device: torch.device | None = None) -> tuple[object, ...]:
     """Where the global generators stand: of Python, NumPy, torch, and of a GPU, if that is the device.
 
@@ -53,3 +76,18 @@ def random_state(device: torch.device | None = None) -> tuple[object, ...]:
     on_device = torch.cuda.get_rng_state(device).numpy().tobytes() if device and device.type == "cuda" else b""
     torch_state = torch.get_rng_state().numpy().tobytes()
     return random.getstate(), name, bytes(numbers), *rest, torch_state, on_device  # type: ignore[arg-type]
+
+
+def _cpu_state() -> tuple[Any, Any, torch.Tensor]:
+    import numpy as np
+
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_cpu_state(state: tuple[Any, Any, torch.Tensor]) -> None:
+    import numpy as np
+
+    python_state, numpy_state, torch_state = state
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(torch_state)

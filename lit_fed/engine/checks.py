@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_fed.core.errors import ConfigError
 from lit_fed.core.units import bytes_of
 from lit_fed.data.federated import FederatedDataModule
 from lit_fed.engine.foreign_callbacks import callback_problems
+from lit_fed.engine.local_loop import MODULE_HOOKS
 
 if TYPE_CHECKING:
     from lit_fed.engine.federation import Federation
@@ -32,7 +34,7 @@ def check_settings(federation: "Federation", module: Any, data: Any) -> None:
         f"Expected `federation.{name}` to be >= {least}, but got {value}."
         for name, least in (
             ("rounds", 1), ("num_nodes", 1), ("accumulate_grad_batches", 1), ("min_updates", 1),
-            ("evaluate_every", 0), ("checkpoint_every", 1),
+            ("batch_clients", 1), ("evaluate_every", 0), ("checkpoint_every", 1),
         )
         if (value := getattr(federation, name)) < least
     ]  # fmt: skip
@@ -77,9 +79,33 @@ def check_settings(federation: "Federation", module: Any, data: Any) -> None:
             "Expected `federation.strategy` not to be 'fsdp' with `algorithm:"
             f" {type(federation.algorithm).__name__}`, which adds to frozen weights. Use 'ddp', which keeps them whole."
         )
+    if federation.batch_clients > 1 and isinstance(module, pl.LightningModule):
+        problems += _together_problems(federation, module)
     problems += federation.algorithm.budget.problems()
     if problems:
         raise ConfigError(problems)
+
+
+def _together_problems(federation: "Federation", module: pl.LightningModule) -> list[str]:
+    """Why clients can never be trained together with these settings and this module."""
+    from lit_fed.modules.base import ClientModule
+
+    own = module.configure_callbacks()
+    hooks = [name for name in MODULE_HOOKS if is_overridden(name, module)]
+    reasons = {
+        f"`parallel: {federation.parallel}`, which trains one client at a time": federation.parallel != "clients",
+        f"`precision: {federation.precision}`, whose loss scale is one for all": federation.precision == "16-mixed",
+        "Lightning callbacks, which see one client's training": bool(federation.lightning_callbacks or own),
+        f"a `training_step` of {type(module).__name__}'s own, in which clients cannot be told apart": (
+            type(module).training_step is not ClientModule.training_step or not module.automatic_optimization
+        ),
+        f"hooks of {type(module).__name__} that see one client's training ({', '.join(hooks)})": bool(hooks),
+    }
+    return [
+        f"Expected `federation.batch_clients` to be 1 with {reason}, but got {federation.batch_clients}. Set it to 1."
+        for reason, holds in reasons.items()
+        if holds
+    ]
 
 
 def _class_of(value: Any) -> str:

@@ -61,6 +61,9 @@ class Federation:
             GPUs, are the same with both.
         parallel: ``"clients"`` deals the cohort over processes; ``"within"`` trains one client at a time over all of
             them.
+        batch_clients: Clients that are trained together, at most, where they do the same: one forward and backward pass
+            for all of them. Pays where batches are small. Results are the same up to rounding, so it is part of what a
+            run is; what cannot be done together is done one after another, and said.
         gradient_clip_val: As Trainer's; `None` does not clip.
         gradient_clip_algorithm: ``"norm"`` or ``"value"``.
         accumulate_grad_batches: Batches to an optimizer step.
@@ -98,6 +101,7 @@ class Federation:
         precision: Precision = "32-true",
         bf16_kernels: Bf16Kernels = "lean",
         parallel: Literal["clients", "within"] = "clients",
+        batch_clients: int = 1,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
         accumulate_grad_batches: int = 1,
@@ -119,7 +123,7 @@ class Federation:
         self.sampling: Sampling = sampling
         self.threads = threads
         self.accelerator, self.devices, self.num_nodes, self.strategy = accelerator, devices, num_nodes, strategy
-        self.precision, self.parallel = precision, parallel
+        self.precision, self.parallel, self.batch_clients = precision, parallel, batch_clients
         self.bf16_kernels: Bf16Kernels = bf16_kernels
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.accumulate_grad_batches, self.offload_blocks = accumulate_grad_batches, offload_blocks
@@ -386,4 +390,5 @@ class Federation:
             "gradient_clip_algorithm", "accumulate_grad_batches", "failure", "min_updates",
             *(["bf16_kernels"] if self.precision in BF16 else []),
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in names}
+        return settings if self.batch_clients == 1 else {**settings, "batch_clients": self.batch_clients}

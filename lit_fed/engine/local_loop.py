@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from lit_fed.core.errors import ConfigError
 from lit_fed.core.types import Client, FitResult
+from lit_fed.engine.joint import Joint, JointLoader
 from lit_fed.engine.local_trainer import BatchMover, LocalTrainer
 from lit_fed.engine.log_recorder import LogRecorder, merge
-from lit_fed.engine.optimizers import set_up_optimizers, step_schedulers
+from lit_fed.engine.optimizers import check_separable, clip_norms_apart, set_up_optimizers, step_schedulers
 from lit_fed.engine.within import Cluster
 
 
@@ -57,13 +58,13 @@ class LocalLoop:
         own = module.configure_callbacks()
         self.callbacks = [*callbacks, *(own if isinstance(own, Sequence) else [own])]
         self._takes_batch_idx = is_param_in_hook_signature(module.training_step, "batch_idx", explicit=True)
-        self._own_hooks = {name for name in _MODULE_HOOKS if is_overridden(name, module)}
+        self._own_hooks = {name for name in MODULE_HOOKS if is_overridden(name, module)}
         self.mover = BatchMover(fabric, module)
         self._count_targets = getattr(module, "count_targets", None)
 
     def run(
         self,
-        loader: DataLoader[Any],
+        loader: DataLoader[Any] | JointLoader,
         client: Client,
         round: int,
         *,
@@ -71,6 +72,7 @@ class LocalLoop:
         epochs: int | None,
         objective: Callable[[Any, Callable[[], Tensor]], Tensor] | None = None,
         rates: Mapping[nn.Parameter, float] | None = None,
+        groups: int = 1,
     ) -> FitResult:
         """Train until `steps` optimizer steps or `epochs` passes over `loader` are made.
 
@@ -84,6 +86,7 @@ class LocalLoop:
             epochs: passes over the loader; exactly one of the two.
             objective: ``(batch, own_loss) -> loss`` in place of the module's own loss.
             rates: Learning rates of some parameters in place of the optimizer's.
+            groups: Clients that are trained side by side: parameters are (groups, ...), batches `Joint`.
         """
         module, recorder = self.module, LogRecorder()
         trainer = LocalTrainer(self.fabric, module, recorder, self.callbacks, client, round, self.cluster)
@@ -97,11 +100,13 @@ class LocalLoop:
         trainer.gradient_clip_algorithm = self.settings.gradient_clip_algorithm
         trainer.training = True
         self._fresh_scaler()
-        turn = _Turn(self, trainer, recorder, objective)
+        turn = _Turn(self, trainer, recorder, objective, groups)
         was_training = module.training
         module.train()
         with trainer.attached():
             set_up_optimizers(module, trainer, rates)
+            if groups > 1:
+                check_separable(trainer)
             self.call("on_fit_start", trainer)
             self.call("on_train_start", trainer)
             while not turn.done(steps, epochs):
@@ -125,6 +130,8 @@ class LocalLoop:
 
     def open(self, drawn: Any) -> tuple[Any, int | None]:
         """A drawn batch on the device, or this process's part of it; how many of its examples count (all: `None`)."""
+        if isinstance(drawn, Joint):
+            return drawn, drawn.num_rows
         if self.cluster is None:
             return self.mover(drawn), None
         local, num_local = self.cluster.open(drawn)
@@ -155,8 +162,10 @@ class _Turn:
         trainer: LocalTrainer,
         recorder: LogRecorder,
         objective: Callable[[Any, Callable[[], Tensor]], Tensor] | None,
+        groups: int,
     ) -> None:
         self.loop, self.trainer, self.recorder, self.objective = loop, trainer, recorder, objective
+        self.groups = groups
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=loop.fabric.device)
         self.examples_seen = 0
         self.num_steps = self.num_local = 0
@@ -256,6 +265,8 @@ class _Turn:
         value, algorithm = settings.gradient_clip_val, settings.gradient_clip_algorithm
         if "configure_gradient_clipping" in self.loop._own_hooks:
             module.configure_gradient_clipping(optimizer, value, algorithm)
+        elif value is not None and algorithm == "norm" and self.groups > 1:
+            clip_norms_apart(optimizer, value)
         elif value is not None and algorithm == "norm":
             # Non-finite gradients are for the scaler, or for the check of the update, to find.
             self.loop.fabric.clip_gradients(module, optimizer, max_norm=value, error_if_nonfinite=False)
@@ -292,7 +303,7 @@ def _loss_of(outputs: Any) -> Tensor:
     return loss
 
 
-_MODULE_HOOKS = (
+MODULE_HOOKS = (  # of a module, that are called while it trains
     "on_fit_start",
     "on_fit_end",
     "on_train_start",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.core.optimizer import (
     _configure_optimizers,
     _configure_schedulers_automatic_opt,
@@ -83,6 +84,39 @@ def step_schedulers(module: pl.LightningModule, trainer: LocalTrainer, interval:
                 )
             metric = trainer.callback_metrics[config.monitor]
         module.lr_scheduler_step(config.scheduler, metric)
+
+
+_ELEMENT_BY_ELEMENT = frozenset({
+    "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD",
+})  # fmt: skip
+
+
+def check_separable(trainer: LocalTrainer) -> None:
+    """Raise `ConfigError` unless to train parameters side by side is to train each alone.
+
+    An optimizer of PyTorch's own that works element by element does; a schedule does that counts steps.
+    """
+    (optimizer,) = trainer.optimizers
+    kind = type(getattr(optimizer, "optimizer", optimizer))
+    if kind.__name__ not in _ELEMENT_BY_ELEMENT or kind.__module__.partition(".")[0] != "torch":
+        raise ConfigError(
+            f"{kind.__name__} is none of PyTorch's optimizers that work element by element"
+            f" ({', '.join(sorted(_ELEMENT_BY_ELEMENT))})"
+        )
+    uneven = trainer.max_epochs is None
+    if any(
+        config.reduce_on_plateau or (config.interval == "epoch" and uneven) for config in trainer.lr_scheduler_configs
+    ):
+        raise ConfigError("their learning rates follow what they log, or epochs of unequal length")
+
+
+def clip_norms_apart(optimizer: Any, max_norm: float) -> None:
+    """Clip gradients (K, ...) that lie side by side, each of the K by its own norm, as ``clip_grad_norm_`` does."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factors.to(gradient.dtype).view(-1, *[1] * (gradient.ndim - 1)))
 
 
 def _call_closure_before_step(optimizer: Any) -> None:

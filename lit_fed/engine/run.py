@@ -17,6 +17,7 @@ from lit_fed.core.units import bytes_of
 from lit_fed.engine.checkpoint import Checkpoint, check_identity
 from lit_fed.engine.evaluator import Evaluator
 from lit_fed.engine.exchange import Exchange, Report
+from lit_fed.engine.group_turn import GroupTurn
 from lit_fed.engine.learner import ModuleLearner
 from lit_fed.engine.local_loop import LocalLoop
 from lit_fed.engine.peak import peak_resident_bytes
@@ -24,6 +25,7 @@ from lit_fed.engine.prefix_cache import PrefixCache
 from lit_fed.engine.run_folder import RunFolder
 from lit_fed.engine.scoring import Scorer
 from lit_fed.engine.setup import Prepared
+from lit_fed.engine.together import Together
 from lit_fed.engine.within import Cluster
 
 if TYPE_CHECKING:
@@ -53,6 +55,10 @@ class Run:
         self.learner = ModuleLearner(
             module, view, prepared.initial, loop, evaluator, prepared.data, prepared.members, self.seed, self.cache
         )
+        self.together = Together(
+            federation.batch_clients, self.algorithm, prepared, loop, self.learner, self.cache, self.seed,
+            federation.precision,
+        )  # fmt: skip
         self.scorer = Scorer(self.algorithm, evaluator, prepared, folder.private, self.exchange, self.cluster, fabric)
         self.server: Server = self._seeded(self.algorithm.init(prepared.initial[GLOBAL], prepared.setting))
         self.population = Population(prepared.setting.clients)
@@ -95,7 +101,8 @@ class Run:
         tasks = self.algorithm.plan(self.server, cohort)
         cohort = [client for client in cohort if client.id in tasks]
         self._call("on_round_start", round, tuple(client.id for client in cohort))
-        reports = [self._turn(client, tasks[client.id], round) for client in self._mine(cohort, tasks)]
+        turns = self.together.turns(self._mine(cohort, tasks), tasks, round, self.folder.private.get)
+        reports = [self._turn(client, tasks[client.id], round, made) for client, made in turns]
         # What a cluster's first process says goes for all: others have logged, and counted, their shares alone.
         reports = self.exchange.gather(reports if self.cluster is None or self.fabric.is_global_zero else [])
         failures = [report.failure for report in reports if report.failure is not None]
@@ -143,8 +150,8 @@ class Run:
         some = task.blocks is not None and len(task.blocks) < self.prepared.blocks_of
         return " ".join(str(block) for block in task.blocks or ()) if some else ""
 
-    def _turn(self, client: Client, task: Task, round: int) -> Report:
-        """One client's turn, with whatever happens to it told in the report."""
+    def _turn(self, client: Client, task: Task, round: int, made: GroupTurn | None) -> Report:
+        """One client's turn, unless it was made with others, with whatever happens to it told in the report."""
         self._call("on_client_start", round, client.id)
         started = time.perf_counter()
         row: dict[str, Any] = {
@@ -153,7 +160,7 @@ class Run:
             "blocks": self._num_blocks(task), "allocation": self._allocation(task), "failure": "",
         }  # fmt: skip
         try:
-            update = self._local(client, task, round, row)
+            update = self._local(client, task, round, row, made)
             if self.cluster is not None:
                 self.cluster.meet()
             report = Report(update, row)
@@ -166,14 +173,17 @@ class Run:
             self.learner.abandon()
             report = Report(None, {**row, "failure": " ".join(failure.reason.split())}, failure)  # a row is a line
         row = report.row
-        row["seconds"] = time.perf_counter() - started
+        row["seconds"] = time.perf_counter() - started + (made.seconds if made is not None else 0.0)
         self._call("on_client_end", round, client.id)
         return report
 
-    def _local(self, client: Client, task: Task, round: int, row: dict[str, Any]) -> Update:
-        private: Private = self.folder.private.get(client.id, round)
-        self.learner.begin(client, round)
-        update, kept = self.algorithm.local(self.learner, task, private)
+    def _local(self, client: Client, task: Task, round: int, row: dict[str, Any], made: GroupTurn | None) -> Update:
+        private: Private = self.folder.private.get(client.id, round) if made is None else made.private
+        if made is None:
+            self.learner.begin(client, round)
+            update, kept = self.algorithm.local(self.learner, task, private)
+        else:
+            update, kept = made.outcome()
         if not all_finite(update.adapter):
             raise ClientFailure(client.id, round, "update", "its update is not finite.")
         writes = self.cluster is None or self.fabric.is_global_zero  # a cluster's processes all hold the same

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lit_fed.adapters import AdapterView, add_lora, add_lora_
-from lit_fed.adapters.stacked import stacked
+from lit_fed.adapters.stacked import stacked, stacked_parameters
 from lit_fed.core.errors import ConfigError, StateMismatchError
 
 FLOAT32 = 1e-5  # the same sums in matrices of other shapes
@@ -117,3 +117,27 @@ def test_what_is_not_run_as_a_module_is_named():
     said = r"to run as a module of its own, but \['head\."
     with pytest.raises(ConfigError, match=said), torch.no_grad(), stacked(view, candidates(view, 2), 6):
         module(torch.ones(6, 4))
+
+
+def test_gradients_are_each_adapters_own(arch):
+    """Of a loss that is a sum over groups, against one adapter after another; the module is as it was afterwards."""
+    view = tuned(arch)
+    adapters = candidates(view)
+    before = view.tensors()
+    with stacked_parameters(view, "global", adapters, view.names) as stack:
+        stack.expect(3 * K)
+        assert {p.shape[0] for p in view.module.parameters() if p.requires_grad} == {K}
+        output = view.module(**repeated(arch))
+        said = output.image_embeds if hasattr(output, "image_embeds") else output.logits
+        stack.check()
+        found = torch.autograd.grad(said.square().sum(), list(stack.parameters.values()))
+    assert all(tensor is before[name] for name, tensor in view.tensors().items())
+    assert not any("forward" in module.__dict__ or module._forward_hooks for module in view.module.modules())
+    for k, adapter in enumerate(adapters):
+        view.write(adapter)
+        output = view.module(**arch.inputs())
+        said = output.image_embeds if hasattr(output, "image_embeds") else output.logits
+        parameters = view.parameters()
+        own = dict(zip(parameters, torch.autograd.grad(said.square().sum(), list(parameters.values())), strict=True))
+        for name, gradient in zip(stack.parameters, found, strict=True):
+            torch.testing.assert_close(gradient[k], own[name], rtol=1e-3, atol=FLOAT32 * float(own[name].abs().max()))

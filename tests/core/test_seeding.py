@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_fed.core.seeding import derive_seed, generator, isolated_rng, random_state
+from lit_fed.core.seeding import RandomStream, derive_seed, generator, isolated_rng, random_state
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -72,3 +72,18 @@ def test_a_random_state_tells_whether_anything_was_drawn(draw_one: Callable[[], 
         assert random_state(torch.device("cpu")) == before
         draw_one()
         assert random_state() != before
+
+
+def test_a_stream_goes_on_where_it_was_left() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    with isolated_rng(3, "fit", 1):
+        expected = [draw() for _ in range(3)]
+    found, stream, other = [], RandomStream(3, "fit", 1), RandomStream(3, "fit", 2)
+    for _ in range(3):
+        with other.resumed():
+            draw()
+        with stream.resumed():
+            found.append(draw())
+    assert found == expected
