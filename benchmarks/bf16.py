@@ -17,15 +17,15 @@ import torch
 from benchmarks.workload import LR, Regime, make_module
 from lit_fed.adapters.state import AdapterView
 from lit_fed.core.seeding import generator, isolated_rng
-from lit_fed.engine.precision import BF16, Bf16Kernels, Precision, cast_frozen, in_bf16
+from lit_fed.engine.precision import BF16, Kernels, Precision, cast_frozen, with_kernels
 
-KINDS: tuple[tuple[Precision, Bf16Kernels], ...] = (
+KINDS: tuple[tuple[Precision, Kernels], ...] = (
     ("32-true", "torch"), ("bf16-mixed", "torch"), ("bf16-true", "torch"),
-    ("bf16-mixed", "lean"), ("bf16-true", "lean"),
+    ("32-true", "lean"), ("bf16-mixed", "lean"), ("bf16-true", "lean"),
 )  # fmt: skip
 
 
-def make_step(precision: Precision, kernels: Bf16Kernels, batch_size: int, scopes: ExitStack) -> Callable[[], None]:
+def make_step(precision: Precision, kernels: Kernels, batch_size: int, scopes: ExitStack) -> Callable[[], None]:
     """A training step of a module of its own, which has its kernels until the scopes are left."""
     module = make_module(Regime("step", clients=1, steps=1, batch_size=batch_size, rounds=1))
     with isolated_rng(0, "init"):
@@ -36,7 +36,7 @@ def make_step(precision: Precision, kernels: Bf16Kernels, batch_size: int, scope
     batch = {"pixel_values": pixels, "labels": torch.randint(10, (batch_size,), generator=random)}
     view = AdapterView(module)
     optimizer = torch.optim.AdamW(view.parameters().values(), lr=LR)
-    scopes.enter_context(in_bf16(view, precision, kernels))
+    scopes.enter_context(with_kernels(view, precision, kernels))
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision in BF16):

@@ -43,20 +43,25 @@ class Contender:
     framework: str
     bf16: bool = False
     processes: int = 1
+    together: int = 1
+    """Clients that lit_fed trains at once (``batch_clients``)."""
 
     @property
     def name(self) -> str:
         """For tables."""
-        return (
-            self.framework + (" bf16" if self.bf16 else "") + (f", {self.processes} processes" * (self.processes > 1))
+        own = (
+            self.framework + " bf16" * self.bf16,
+            f"{self.processes} processes" * (self.processes > 1),
+            f"{self.together} at once" * (self.together > 1),
         )
+        return ", ".join(filter(None, own))
 
 
 def run_own(regime: Regime, contender: Contender, folder: Path) -> Outcome:
     """By lit_fed; frozen weights are cast once where steps run in bfloat16."""
     watch = Stopwatch()
     precision: Precision = "bf16-true" if contender.bf16 else "32-true"
-    adapter = run_lit_fed(regime, folder / "run", watch, precision, contender.processes)
+    adapter = run_lit_fed(regime, folder / "run", watch, precision, contender.processes, together=contender.together)
     return watch.marks, adapter
 
 
@@ -104,10 +109,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--together", type=int, default=1, help="clients that lit_fed trains at once")
     parser.add_argument("--bf16", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    contender = Contender(arguments.framework, arguments.bf16, arguments.processes)
+    contender = Contender(arguments.framework, arguments.bf16, arguments.processes, arguments.together)
     (own,) = (one for one in REGIMES if one.name == arguments.regime)
     regime = replace(own, clients=arguments.clients, rounds=arguments.rounds)
     others = start_others(contender)

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.overhead --json FILE`` writes seconds per round, ratios, the largest difference of the final
 adapters, and peak memory with 10 and with 1,000 registered clients. Rounds by hand and by lit_fed take turns in one
-process, both over the same work from the same start.
+process, both over the same work from the same start, with the same arithmetic: ``kernels="torch"``.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def compare(regime: Regime, repeats: int) -> dict[str, Any]:
     turns = Turns(regime)
     rounds = repeats + 2  # the first warms up, the last ends with an evaluation
     with tempfile.TemporaryDirectory() as folder:
-        adapter = run_lit_fed(replace(regime, rounds=rounds), Path(folder), watch=turns)
+        adapter = run_lit_fed(replace(regime, rounds=rounds), Path(folder), watch=turns, kernels="torch")
     timed = slice(1, repeats + 1)
     loop_s, own_s = turns.loop_s[timed], turns.own_s[timed]
     by_hand = turns.loop.named(turns.by_hand)

@@ -3,11 +3,13 @@
 ``python -m benchmarks.throughput --json FILE`` runs every contender in processes of its own, one after another, and
 that `--repeats` times; peers that are not installed are left out, and a line says so. Of every run it takes the steady
 seconds of a round (the median of `--rounds` after one that warms up), start-up (from the start of the process to the
-end of the first round, less a steady one) and peak memory summed over processes. Reported are medians over repeats;
-ratios are to the float32 loop of the same repeat. Work is equal: same batches, as many threads in all, and the final
-adapter must be that of the loop in the same precision: its distance, relative to how far the loop's has moved, is at
-most 0.05 in float32 and 0.5 in bfloat16, where AdamW blows up roundings. The ceiling is that of a large matrix product
-here; arithmetic is counted by `benchmarks.machine.step_flops`. Beside the numbers goes a picture, with suffix ``.png``.
+end of the first round, less a steady one) and peak memory summed over processes. Where batches are small, lit_fed also
+runs with four clients at once. Reported are medians over repeats; ratios are to the float32 loop of the same repeat.
+
+Work is equal: same batches, as many threads in all, and the final adapter must be that of the loop in the same
+precision: its distance, relative to how far the loop's has moved, is at most 0.05 in float32 and 0.5 in bfloat16, where
+AdamW blows up roundings. The ceiling is that of a large matrix product here; arithmetic is that of the loop, counted by
+`benchmarks.machine.step_flops`. Beside the numbers goes a picture, with suffix ``.png``.
 
 If lit_fed's best float32 is slower than the best other, or its best bfloat16 is less than twice as fast as the float32
 loop in the first two regimes or slower than the best other in bfloat16, it ends with status 1. To try it out in
@@ -40,6 +42,8 @@ from lit_fed.pictures.canvas import COLOURS, new_figure, open_frame, png
 
 FRAMEWORKS = ("loop", "lit_fed", "flower", "pfl")
 REFERENCE = Contender("loop")
+TOGETHER, SMALL_BATCH = 4, 8
+"""Clients that lit_fed trains at once, beside one after another, and the largest batch for which it does."""
 FARTHEST = {False: 0.05, True: 0.5}
 BF16_SPEEDUP = 2.0
 
@@ -52,7 +56,13 @@ def contenders(processes: int) -> list[Contender]:
         if lacking:
             print(f"{framework:8} left out: {' and '.join(lacking)} not installed", flush=True)
             continue
-        found += [Contender(framework, bf16, n) for bf16 in (False, True) for n in sorted({1, processes})]
+        at_once = (1, TOGETHER) if framework == "lit_fed" else (1,)
+        found += [
+            Contender(framework, bf16, n, together)
+            for bf16 in (False, True)
+            for n in sorted({1, processes})
+            for together in at_once
+        ]
     return found
 
 
@@ -63,7 +73,8 @@ def run(contender: Contender, regime: Regime, rounds: int, threads: int, folder:
     command = [
         sys.executable, "-m", "benchmarks.contender", "--framework", contender.framework,
         "--regime", regime.name, "--clients", str(regime.clients), "--rounds", str(rounds + 2), "--folder", str(folder),
-        "--processes", str(contender.processes), "--threads", str(own_threads), *["--bf16"] * contender.bf16,
+        "--processes", str(contender.processes), "--threads", str(own_threads), "--together", str(contender.together),
+        *["--bf16"] * contender.bf16,
     ]  # fmt: skip
     environment = {
         **os.environ, MARK: str(folder), "OMP_NUM_THREADS": str(own_threads), "MASTER_ADDR": "127.0.0.1",
@@ -132,7 +143,7 @@ def measure(
 
 
 def verdicts(regime: Regime, rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
-    """What must hold, by name; of everybody the best number of processes counts."""
+    """What must hold, by name; of everybody the best way to run counts."""
 
     def best(own: bool, bf16: bool) -> float:
         return min(
@@ -202,7 +213,8 @@ def main() -> None:
     }  # fmt: skip
     for place in arguments.regimes:
         regime = replace(REGIMES[place], clients=arguments.clients or REGIMES[place].clients)
-        found = measure(regime, everybody, arguments.repeats, arguments.rounds, arguments.threads, ceilings)
+        here = [one for one in everybody if one.together == 1 or regime.batch_size <= SMALL_BATCH]
+        found = measure(regime, here, arguments.repeats, arguments.rounds, arguments.threads, ceilings)
         report["regimes"].append(found)
         print(*lines(found), sep="\n", flush=True)
         arguments.json.write_text(json.dumps(report, indent=2))

@@ -19,7 +19,7 @@ from lit_fed.adapters.state import AdapterView
 from lit_fed.callbacks import Callback
 from lit_fed.core.seeding import generator, isolated_rng
 from lit_fed.data.table import TensorTable, collate_table
-from lit_fed.engine.precision import Precision
+from lit_fed.engine.precision import Kernels, Precision
 
 LR = 1e-3
 
@@ -113,13 +113,19 @@ class Stopwatch(Callback):
 
 
 def run_lit_fed(
-    regime: Regime, run_dir: Path, watch: Callback, precision: Precision = "32-true", devices: int = 1
+    regime: Regime,
+    run_dir: Path,
+    watch: Callback,
+    precision: Precision = "32-true",
+    devices: int = 1,
+    kernels: Kernels = "lean",
+    together: int = 1,
 ) -> dict[str, Tensor]:
-    """The final adapter; a callback looks on."""
+    """The final adapter; a callback looks on, `together` clients are trained at once."""
     federation = Federation(
         FedAvg(weights="uniform", local_steps=regime.steps), rounds=regime.rounds, run_dir=run_dir,
         evaluate_every=0, callbacks=[watch], progress=False, pictures=False, accelerator="cpu", precision=precision,
-        devices=devices,
+        devices=devices, kernels=kernels, batch_clients=together,
     )  # fmt: skip
     result = federation.fit(make_module(regime), make_data(regime))
     return dict(result.adapter)

@@ -40,6 +40,8 @@ class BlockStack:
         self._selected = tuple(range(len(self.blocks)))
         self.on_select: Callable[[Collection[int]], None] | None = None
         """Called by `select` with the blocks that run; not by `selecting`, which is for a moment."""
+        self.first_token_alone = False
+        """Whether the pass that goes on reads no other token of the last block that runs, which may leave them out."""
 
     def __len__(self) -> int:
         """How many blocks the full model has."""
@@ -49,6 +51,12 @@ class BlockStack:
     def selected(self) -> tuple[int, ...]:
         """The blocks that run now."""
         return self._selected
+
+    @property
+    def last(self) -> nn.Module:
+        """The one that runs last now, whoever has selected it."""
+        parent, name = self._places[0]
+        return parent._modules[name][-1]  # type: ignore[index]
 
     def select(self, indices: Sequence[int] | None, stand_ins: Mapping[int, nn.Module] | None = None) -> None:
         """Run only these blocks, in ascending order, gaps closed; `None` restores the original list object.

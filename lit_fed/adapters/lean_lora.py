@@ -1,4 +1,4 @@
-r"""LoRA on a frozen linear layer in bfloat16, as one function with the fewest products.
+r"""LoRA on a frozen linear layer, as one function with the fewest products.
 
 With x of shape (n, d_in), the frozen W (d_out, d_in) and b, and the factors A (r, d_in) and B (d_out, r), forward is
 
@@ -8,8 +8,9 @@ and backward, with g the gradient of y,
 
 .. math:: v = s\, g B, \quad \partial x = g W + v A, \quad \partial A = v^T x, \quad \partial B = s\, g^T u.
 
-All products run in bfloat16 and the low-rank ones are added in place; A, B and their gradients are float32. PEFT's own
-forward casts x to float32 and back, scales and adds on tensors of full size, and takes three times as many operations.
+The low-rank products are added in place. Under bfloat16 autocast all products run in bfloat16; A, B and their gradients
+are float32. PEFT's own forward scales and adds on tensors of full size, in three times as many operations, and under
+autocast casts x to float32 and back.
 
 Assumption: what PEFT rounds three times (the product with B, its scaling, the sum) may be rounded once.
 """
@@ -27,14 +28,16 @@ from lit_fed.adapters.lean_linear import CastOnce, FrozenCopy, under_bf16_autoca
 
 __all__ = ["lean_lora"]
 
+_FLOAT32 = {torch.float32}
+
 
 class _LoraLinear(torch.autograd.Function):
-    """x (..., d_in) and W in bfloat16, A and B in any type -> y (..., d_out) in bfloat16."""
+    """x (..., d_in) and W in one type, A and B in any -> y (..., d_out) in that of x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        low_a, low_b = a.to(torch.bfloat16), b.to(torch.bfloat16)
+        low_a, low_b = a.to(x.dtype), b.to(x.dtype)
         u = rows @ low_a.T
         y = linear(rows, w, bias)
         y.addmm_(u, low_b.T, alpha=scaling)
@@ -57,7 +60,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def lean_lora(layers: Mapping[str, Any], cast: CastOnce, keep: bool = True) -> Callable[[], None]:
-    """Run layers with LoRA so wherever it is the plain product of one adapter under bfloat16 autocast on a CPU.
+    """Run layers with LoRA so on a CPU, wherever it is the plain product of one adapter, in float32 or under autocast.
 
     What is none (dropout, variants such as DoRA, several adapters at once, a layer that is not linear or not frozen)
     stays PEFT's.
@@ -88,11 +91,23 @@ def _forward(
     layer: Any, frozen: FrozenCopy, plain: Callable[..., Tensor], cast: CastOnce, x: Tensor, *args: Any, **kwargs: Any
 ) -> Tensor:
     adapter = _plain_adapter(layer)
-    if adapter is None or args or kwargs or not (under_bf16_autocast(x) and frozen.is_frozen):
+    if adapter is None or args or kwargs or not frozen.is_frozen:
         return plain(x, *args, **kwargs)
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    y: Tensor = _LoraLinear.apply(cast(x), frozen.weight, frozen.bias, a, b, layer.scaling[adapter])
+    y: Tensor
+    if under_bf16_autocast(x):
+        y = _LoraLinear.apply(cast(x), frozen.weight, frozen.bias, a, b, layer.scaling[adapter])
+    elif _in_float32(x, a, b, base := layer.get_base_layer()):
+        y = _LoraLinear.apply(x, base.weight, base.bias, a, b, layer.scaling[adapter])
+    else:
+        y = plain(x)
     return y
+
+
+def _in_float32(x: Tensor, a: Tensor, b: Tensor, base: nn.Linear) -> bool:
+    """Whether all of it is computed in float32, on a CPU."""
+    everything = (x, a, b, *(p for p in base._parameters.values() if p is not None))
+    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and {t.dtype for t in everything} == _FLOAT32
 
 
 def _plain_adapter(layer: Any) -> str | None:

@@ -136,7 +136,8 @@ class Prefix:
         if asked is None or hidden is None or hidden.requires_grad:
             return None
         blocks, known = asked
-        keys = row_keys((args, kwargs), len(hidden), least_dims=2)
+        first_alone = self._stack.first_token_alone and blocks[-1] == running[-1]
+        keys = row_keys((args, kwargs), len(hidden), least_dims=2, about="first token" if first_alone else "")
         if keys is None:
             self._refuse("blocks are given something else than tensors and numbers")
             return None

@@ -30,7 +30,7 @@ from lit_fed.engine.new_examples import predict_new
 from lit_fed.engine.offload import offloaded
 from lit_fed.engine.outcome import finish, predictions
 from lit_fed.engine.pictures import draw_pictures
-from lit_fed.engine.precision import BF16, Bf16Kernels, Precision, in_bf16
+from lit_fed.engine.precision import Kernels, Precision, with_kernels
 from lit_fed.engine.result import Result
 from lit_fed.engine.run import Run
 from lit_fed.engine.run_folder import RunFolder
@@ -55,10 +55,10 @@ class Federation:
         strategy: How processes are started: ``"auto"``, ``"ddp"``, ``"ddp_spawn"``, ``"ddp_notebook"``; ``"fsdp"`` also
             shards the frozen weights of a client that is a cluster (with ``parallel="within"``).
         precision: ``"32-true"``, ``"bf16-mixed"``, ``"bf16-true"`` (frozen weights in bfloat16) or ``"16-mixed"``.
-        bf16_kernels: What steps in bfloat16 run with on a CPU: ``"lean"`` casts frozen weights once (which takes memory
-            for a copy of half the size), computes LoRA as one function, and attention as matrix products; ``"torch"``
-            leaves all to PyTorch, PEFT and Hugging Face. Results differ by roundings. Steps in other precisions, and on
-            GPUs, are the same with both.
+        kernels: What steps run with: ``"lean"`` computes of the last block only what the head of a ViT reads, on a CPU
+            LoRA as one function, and there in bfloat16 casts frozen weights once (which takes memory for a copy of half
+            the size) and has attention as matrix products; ``"torch"`` leaves all to PyTorch, PEFT and Hugging Face.
+            Results differ by roundings.
         parallel: ``"clients"`` deals the cohort over processes; ``"within"`` trains one client at a time over all of
             them.
         batch_clients: Clients that are trained together, at most, where they do the same: one forward and backward pass
@@ -99,7 +99,7 @@ class Federation:
         num_nodes: int = 1,
         strategy: str = "auto",
         precision: Precision = "32-true",
-        bf16_kernels: Bf16Kernels = "lean",
+        kernels: Kernels = "lean",
         parallel: Literal["clients", "within"] = "clients",
         batch_clients: int = 1,
         gradient_clip_val: float | None = None,
@@ -124,7 +124,7 @@ class Federation:
         self.threads = threads
         self.accelerator, self.devices, self.num_nodes, self.strategy = accelerator, devices, num_nodes, strategy
         self.precision, self.parallel, self.batch_clients = precision, parallel, batch_clients
-        self.bf16_kernels: Bf16Kernels = bf16_kernels
+        self.kernels: Kernels = kernels
         self.gradient_clip_val, self.gradient_clip_algorithm = gradient_clip_val, gradient_clip_algorithm
         self.accumulate_grad_batches, self.offload_blocks = accumulate_grad_batches, offload_blocks
         self.cache, self.run_dir = cache, Path(run_dir)
@@ -344,9 +344,9 @@ class Federation:
         )
 
     def _kernels(self, view: AdapterView) -> AbstractContextManager[None]:
-        """A scope with the kernels that were chosen for bfloat16."""
+        """A scope with the kernels that were chosen."""
         spared = self.offload_blocks or self.strategy == "fsdp"  # whose point it is not to have all weights in memory
-        return in_bf16(view, self.precision, self.bf16_kernels, keep=not spared)
+        return with_kernels(view, self.precision, self.kernels, keep=not spared)
 
     def _restore(self, fabric: Fabric, module: pl.LightningModule, data: FederatedDataModule, path: Path) -> Run:
         """A run as its last checkpoint left it; nothing in its folder is touched."""
@@ -387,8 +387,7 @@ class Federation:
     def _identity_settings(self) -> dict[str, Any]:
         names = (
             "seed", "cohort", "sampling", "threads", "precision", "parallel", "gradient_clip_val",
-            "gradient_clip_algorithm", "accumulate_grad_batches", "failure", "min_updates",
-            *(["bf16_kernels"] if self.precision in BF16 else []),
+            "gradient_clip_algorithm", "accumulate_grad_batches", "failure", "min_updates", "kernels",
         )  # fmt: skip
         settings = {name: getattr(self, name) for name in names}
         return settings if self.batch_clients == 1 else {**settings, "batch_clients": self.batch_clients}

@@ -25,7 +25,7 @@ from torch import nn
 from lit_fed.adapters.lean import lean
 from lit_fed.adapters.state import AdapterView
 
-Bf16Kernels = Literal["lean", "torch"]
+Kernels = Literal["lean", "torch"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 BF16: tuple[Precision, ...] = ("bf16-mixed", "bf16-true")
 """Those whose steps run in bfloat16."""
@@ -45,15 +45,15 @@ def cast_frozen(module: nn.Module, precision: Precision) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def in_bf16(
-    view: AdapterView, precision: Precision, kernels: Bf16Kernels, keep: bool = True
+def with_kernels(
+    view: AdapterView, precision: Precision, kernels: Kernels, keep: bool = True
 ) -> AbstractContextManager[None]:
-    """A scope in which steps in bfloat16 run with these kernels; it does nothing in other precisions.
+    """A scope in which steps run with these kernels.
 
     Args:
         view: The module's adapter.
         precision: The precision of the steps.
-        kernels: What steps run with on a CPU; elsewhere they are PyTorch's.
+        kernels: See `Federation`.
         keep: Whether casts of frozen weights may stay in memory.
     """
-    return lean(view, keep) if kernels == "lean" and precision in BF16 else nullcontext()
+    return lean(view, precision in BF16, keep) if kernels == "lean" else nullcontext()

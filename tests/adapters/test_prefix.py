@@ -76,6 +76,28 @@ def test_examples_are_known_in_other_company(arch):
     torch.testing.assert_close(some, whole[[2, 0]])
 
 
+@torch.no_grad()
+def test_what_a_lean_last_block_leaves_out_is_not_taken_for_all_tokens(arch_named):
+    from lit_fed.adapters import AdapterView
+    from lit_fed.adapters.lean import lean
+
+    arch = arch_named("vit")
+    model = arch.make().requires_grad_(False)
+    model.classifier.requires_grad_(True)
+    view, pixels = AdapterView(model), arch.inputs()["pixel_values"]
+    expected = [arch.logits(model), model.vit(pixels).last_hidden_state]
+    with view.blocks.selecting([0, 1]):
+        expected.append(arch.logits(model))
+    memory = Notes(2)
+    with lean(view), Prefix(view.blocks, memory).in_place():
+        with view.blocks.selecting([0, 1]):  # the second block is the last: its first token is remembered
+            shorter = [arch.logits(model), arch.logits(model)]
+        assert [len(row) for row in memory.rows.values()] == [1] * len(pixels)
+        found = [arch.logits(model), model.vit(pixels).last_hidden_state, *shorter]
+    for one, other in zip(found, [*expected, expected[-1]], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["bert", "llama"])
 def test_another_mask_makes_another_example(arch_named, name):
     arch = arch_named(name)

@@ -51,4 +51,5 @@ def test_verdicts_go_by_the_best_of_each(own, own_bf16, same, expected):
 
 
 def test_names_say_what_differs():
-    assert [one.name for one in (Contender("pfl"), Contender("pfl", True, 2))] == ["pfl", "pfl bf16, 2 processes"]
+    contenders = (Contender("pfl"), Contender("pfl", True, 2), Contender("lit_fed", True, 1, together=4))
+    assert [one.name for one in contenders] == ["pfl", "pfl bf16, 2 processes", "lit_fed bf16, 4 at once"]
