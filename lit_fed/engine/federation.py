@@ -56,8 +56,8 @@ class Federation:
             shards the frozen weights of a client that is a cluster (with ``parallel="within"``).
         precision: ``"32-true"``, ``"bf16-mixed"``, ``"bf16-true"`` (frozen weights in bfloat16) or ``"16-mixed"``.
         kernels: What steps run with: ``"lean"`` computes of the last block only what the head of a ViT reads, on a CPU
-            LoRA as one function, and there in bfloat16 casts frozen weights once (which takes memory for a copy of half
-            the size) and has attention as matrix products; ``"torch"`` leaves all to PyTorch, PEFT and Hugging Face.
+            LoRA as one function and a step of Adam or AdamW in one kernel, and there in bfloat16 casts frozen weights
+            once (which takes memory for a copy of half the size) and has attention as matrix products; ``"torch"`` leaves all to PyTorch, PEFT and Hugging Face.
             Results differ by roundings.
         parallel: ``"clients"`` deals the cohort over processes; ``"within"`` trains one client at a time over all of
             them.
@@ -168,7 +168,12 @@ class Federation:
     @property
     def loop_settings(self) -> LoopSettings:
         """How local steps are made."""
-        return LoopSettings(self.gradient_clip_val, self.gradient_clip_algorithm, self.accumulate_grad_batches)
+        return LoopSettings(
+            self.gradient_clip_val,
+            self.gradient_clip_algorithm,
+            self.accumulate_grad_batches,
+            fuse_optimizers=self.kernels == "lean",
+        )
 
     @property
     def _current(self) -> Run:

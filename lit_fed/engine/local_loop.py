@@ -30,6 +30,8 @@ class LoopSettings:
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: Literal["norm", "value"] = "norm"
     accumulate_grad_batches: int = 1
+    fuse_optimizers: bool = False
+    """Whether Adam and AdamW step in one kernel on a CPU, where a module leaves it open."""
 
 
 class LocalLoop:
@@ -41,7 +43,7 @@ class LocalLoop:
     Args:
         fabric: The launched Fabric.
         module: The resident module, on its device.
-        settings: Clipping and accumulation.
+        settings: Clipping, accumulation, and how optimizers step.
         callbacks: Lightning callbacks; they see a `LocalTrainer`.
         cluster: The processes that share one client (``parallel: within``), if any.
     """
@@ -104,7 +106,7 @@ class LocalLoop:
         was_training = module.training
         module.train()
         with trainer.attached():
-            set_up_optimizers(module, trainer, rates)
+            set_up_optimizers(module, trainer, rates, self.settings.fuse_optimizers)
             if groups > 1:
                 check_separable(trainer)
             self.call("on_fit_start", trainer)

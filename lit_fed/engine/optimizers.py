@@ -11,7 +11,7 @@ from lightning.pytorch.core.optimizer import (
     _configure_schedulers_manual_opt,
 )
 from lightning.pytorch.utilities.types import LRSchedulerConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_fed.adapters.layout import attached_gate, attached_parts, exit_heads
@@ -20,7 +20,10 @@ from lit_fed.engine.local_trainer import LocalTrainer
 
 
 def set_up_optimizers(
-    module: pl.LightningModule, trainer: LocalTrainer, rates: Mapping[nn.Parameter, float] | None = None
+    module: pl.LightningModule,
+    trainer: LocalTrainer,
+    rates: Mapping[nn.Parameter, float] | None = None,
+    fuse: bool = False,
 ) -> None:
     """Call ``configure_optimizers`` and hand the result to the module and its trainer, as a Trainer would.
 
@@ -31,6 +34,7 @@ def set_up_optimizers(
         module: The module.
         trainer: Its trainer for this turn.
         rates: Learning rates of some parameters in place of the optimizer's.
+        fuse: Whether optimizers that leave it open step in one kernel; see `_fuse`.
     """
     configured: Any = module.configure_optimizers()
     optimizers, schedulers, monitor = _configure_optimizers(configured) if configured is not None else ([], [], None)
@@ -49,6 +53,9 @@ def set_up_optimizers(
             f"Expected `configure_optimizers` of {type(module).__name__} to train the {lacking[0]}, but it does "
             "not. Give the optimizer `[p for p in self.parameters() if p.requires_grad]`."
         )
+    if fuse:
+        for optimizer in optimizers:
+            _fuse(optimizer)
     if rates:
         for optimizer in optimizers:
             _use_rates(optimizer, rates)
@@ -127,6 +134,20 @@ def _call_closure_before_step(optimizer: Any) -> None:
         return None if closure is not None and closure() is None else step()
 
     optimizer.step = step_after
+
+
+def _fuse(optimizer: Optimizer) -> None:
+    """Let Adam and AdamW on a CPU step all tensors in one call, unless the module has said how they step.
+
+    PyTorch's default there is a dozen operations for each tensor, and LoRA has two small tensors a layer.
+    """
+    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+        return
+    for group in optimizer.param_groups:
+        undecided = group["fused"] is None and group["foreach"] is None
+        special = group["differentiable"] or group["capturable"] or isinstance(group["lr"], Tensor)
+        if undecided and not special and all(p.device.type == "cpu" and p.is_floating_point() for p in group["params"]):
+            group["fused"] = True
 
 
 def _use_rates(optimizer: Optimizer, rates: Mapping[nn.Parameter, float]) -> None:

@@ -47,7 +47,8 @@ class ClientModule(LightningModule):
     Args:
         model: A hub id, or a local folder in Hugging Face's layout (which is never looked up on the network).
         config: An architecture, ``{"model_type": ..., ...}``. Without `model` its weights are random. With `model` it
-            stands in for the configuration that comes with the weights.
+            stands in for the configuration that comes with the weights; without ``model_type`` it changes settings of
+            that configuration, as ``{"hidden_dropout_prob": 0.0}`` does.
         quantization: Settings of Hugging Face's ``BitsAndBytesConfig``, ``{"load_in_4bit": true, ...}``: the frozen
             model is loaded in 4 or 8 bits. It takes a GPU and the package `bitsandbytes`; a dry run takes neither.
         lora: PEFT's settings. Without ``target_modules``, all linear layers of the attention. `None`: the head only.

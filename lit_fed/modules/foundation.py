@@ -35,7 +35,7 @@ class Source(NamedTuple):
     name: str | None
     """Hub id or local folder."""
     config: Mapping[str, Any] | None
-    """``model_type`` and the settings of its Hugging Face configuration."""
+    """``model_type`` and the settings of its Hugging Face configuration; or, without it, changes to the model's own."""
     quantization: Mapping[str, Any] | None = None
     """Settings of Hugging Face's ``BitsAndBytesConfig``, for weights in 4 or 8 bits."""
 
@@ -58,10 +58,10 @@ class Source(NamedTuple):
             found.append(
                 "Expected `model.model` or `model.config` to be given, but got neither. Name a hub id or a folder."
             )
-        if self.config is not None and "model_type" not in self.config:
+        if self.name is None and self.config is not None and not self._has_architecture:
             found.append(
-                f"Expected `model.config` to have the key `model_type`, but got {sorted(self.config)}. "
-                "Add the Hugging Face name of the architecture, e.g. `model_type: vit`."
+                f"Expected `model.config` without `model.model` to have the key `model_type`, but got "
+                f"{sorted(self.config)}. Add the Hugging Face name of the architecture, e.g. `model_type: vit`."
             )
         if self.name is not None and self.name.startswith((".", "/", "~")) and not self.is_folder:
             found.append(f"Expected `model.model` to be an existing folder or a hub id, but got {self.name!r}.")
@@ -72,6 +72,11 @@ class Source(NamedTuple):
     def options(self) -> dict[str, Any]:
         """Arguments of every ``from_pretrained``: a folder is never looked up on the network."""
         return {"local_files_only": True} if self.is_folder else {}
+
+    @property
+    def _has_architecture(self) -> bool:
+        """Whether the configuration is a whole one, and nothing need be looked up."""
+        return self.config is not None and "model_type" in self.config
 
     @property
     def path(self) -> str:
@@ -91,12 +96,21 @@ class Source(NamedTuple):
         """The Hugging Face configuration."""
         from transformers import AutoConfig
 
-        if self.config is not None:
-            settings = {**self.config, **overrides}
-            with _in_our_words("model.config", self.config):
-                return AutoConfig.for_model(**settings)
+        changes = self.config or {}
+        if self._has_architecture:
+            with _in_our_words("model.config", changes):
+                return AutoConfig.for_model(**{**changes, **overrides})
         with _in_our_words("model.model", self.name):
-            return AutoConfig.from_pretrained(self.path, **self.options(), **overrides)
+            config = AutoConfig.from_pretrained(self.path, **self.options(), **overrides)
+        if unknown := [key for key in changes if not hasattr(config, key)]:
+            raise ConfigError(
+                f"Expected `model.config` to change settings that {config.model_type} has, but got {unknown}. "
+                "Settings and their names are those of the model's config.json."
+            )
+        with _in_our_words("model.config", changes):
+            for key, value in changes.items():
+                setattr(config, key, value)
+        return config
 
     def find_file(self, name: str) -> Path | None:
         """A file of the folder or of the hub repository, fetched if need be; `None` if there is none.
@@ -108,7 +122,7 @@ class Source(NamedTuple):
 
         if self.name is None:
             return None
-        if self.config is not None and torch.get_default_device().type == "meta" and not self.is_folder:
+        if self._has_architecture and torch.get_default_device().type == "meta" and not self.is_folder:
             cached = try_to_load_from_cache(self.name, name)
             return Path(cached) if isinstance(cached, str) else None
         found = cached_file(self.path, name, **self.options(), _raise_exceptions_for_missing_entries=False)
