@@ -57,8 +57,8 @@ class Federation:
         precision: ``"32-true"``, ``"bf16-mixed"``, ``"bf16-true"`` (frozen weights in bfloat16) or ``"16-mixed"``.
         kernels: What steps run with: ``"lean"`` computes of the last block only what the head of a ViT reads, on a CPU
             LoRA as one function and a step of Adam or AdamW in one kernel, and there in bfloat16 casts frozen weights
-            once (which takes memory for a copy of half the size) and has attention as matrix products; ``"torch"`` leaves all to PyTorch, PEFT and Hugging Face.
-            Results differ by roundings.
+            once (which takes memory for a copy of half the size) and has attention as matrix products; ``"torch"``
+            leaves all to PyTorch, PEFT and Hugging Face. Results differ by roundings.
         parallel: ``"clients"`` deals the cohort over processes; ``"within"`` trains one client at a time over all of
             them.
         batch_clients: Clients that are trained together, at most, where they do the same: one forward and backward pass

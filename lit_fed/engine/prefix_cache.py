@@ -162,7 +162,9 @@ class PrefixCache:
         shelves = self._shelves.setdefault(self._client.id, {})
         if computes not in shelves:
             rows = RowStore(self._room)
-            function = (name, slot is None, blocks)
+            # What is multiplied by zeros (LoRA that is not trained yet) shows no difference, so it proves nothing.
+            zeros = frozenset(key for key, tensor in adapter.items() if not tensor.any())
+            function = (name, slot is None, blocks, zeros)
             shelves[computes] = Shelf(function, rows, self._trials, self._client.num_examples, self.refuse)
         self._used.add(computes)
         return blocks, shelves[computes]

@@ -3,7 +3,8 @@
 How a kernel adds up may depend on the size of a batch, on an example's place in it, on the number of threads. So before
 a row that was computed in a batch of s examples is used in one of b, that is tried: batches of b whose rows are known
 from batches of s are computed once more, and compared. Only if two of them are equal in every bit, rows are used from
-then on without computing; after one that is not, never.
+then on without computing; after one that is not, never. What is multiplied by zeros would show nothing: where other
+tensors of the adapter are zero, it is tried anew.
 """
 
 from collections import Counter

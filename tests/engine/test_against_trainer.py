@@ -114,7 +114,8 @@ class Own(Net):
 @pytest.mark.parametrize("make", [Net, Scheduled, Halved, Plateau, Manual, Own], ids=lambda m: m.__name__)
 def test_one_client_is_plain_training(tmp_path, make):
     expected = trainer_weights(make(), epochs=2)
-    found = federated_weights(make(), tmp_path, FedAvg(local_epochs=2))
+    # With lean kernels Adam rounds otherwise, see test_fused_optimizers.py.
+    found = federated_weights(make(), tmp_path, FedAvg(local_epochs=2), kernels="torch")
     assert any(not torch.equal(found[name], p) for name, p in make().named_parameters())  # something was learned
     for name, weights in expected.items():
         assert torch.equal(found[name], weights), name

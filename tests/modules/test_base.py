@@ -216,3 +216,13 @@ def test_all_problems_are_told_at_once() -> None:
 def test_a_model_that_cannot_be_built_is_a_configuration_error(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"Expected `model\.config`"):
         ImageClassifier(3, config=settings).configure_model()
+
+
+def test_single_settings_of_a_model_change(tmp_path: Path, config: Any) -> None:
+    built(ImageClassifier(3, config=config("vit"), lora=None)).model.save_pretrained(tmp_path)
+    changed = built(ImageClassifier(3, model=str(tmp_path), config={"hidden_dropout_prob": 0.25}))
+    assert 0.25 in {m.p for m in changed.model.modules() if isinstance(m, torch.nn.Dropout)}
+    with pytest.raises(ConfigError, match=r"`model\.config` to change settings that vit has, but got \['hiden'\]"):
+        built(ImageClassifier(3, model=str(tmp_path), config={"hiden": 0.25}))
+    with pytest.raises(ConfigError, match=r"Expected `model\.config`"):
+        built(ImageClassifier(3, model=str(tmp_path), config={"hidden_dropout_prob": "much"}))
