@@ -228,8 +228,8 @@ def test_another_mask_and_another_adapter_below_make_everything_new(tmp_path):
 
     without, with_cache = both(Changes(1, local_epochs=3), "vit", tmp_path, rounds=3)
     assert without == dict.fromkeys(range(3), 27)
-    # Of 3 epochs the first one is computed. Tried are two batches of one block, two of two blocks, and two more when the
-    # second block has been trained: before, what its LoRA adds is zero, which tells nothing.
+    # Of 3 epochs the first one is computed. Tried are two batches of one block, two of two blocks, and two more when
+    # the second block has been trained: before, what its LoRA adds is zero, which tells nothing.
     assert with_cache[0] == 3 * 3 + 2 + 2 + 2
     assert with_cache[1] == (3 + 2) + 9 + (3 + 2)
 
