@@ -1,8 +1,9 @@
 """A round of FedAvg-LoRA by lit_fed, by a plain PyTorch loop, and by Flower's simulation and pfl-research.
 
 ``python -m benchmarks.throughput --json FILE`` starts every contender in processes of its own and lets them take turns,
-a round each while the others wait, `--rounds` times: first those in float32, then those in bfloat16, each time with the
-float32 loop among them. Peers that are not installed are left out, and a line says so. Reported are the median seconds
+a round each while the others wait, `--rounds` times. Who waits keeps its memory, a gigabyte a process; so they play at
+several tables, one after another, of `--seats` processes, and the float32 loop sits at each. Peers that are not
+installed are left out, and a line says so. Reported are the median seconds
 of a round, the median of its ratios to the float32 loop's round of the same turn, start-up (from the start of the
 process to the end of a first round that is not timed, less a median one) and peak memory, summed over processes.
 
@@ -53,8 +54,8 @@ FARTHEST = {False: 0.05, True: 0.5}
 BF16_SPEEDUP, TWO_PROCESSES = 2.0, 1.7
 
 
-def contenders(threads: int, processes: int, together: Sequence[int]) -> list[Contender]:
-    """Everybody who can run here, the float32 loop first; says who cannot."""
+def contenders(threads: int, processes: int, together: Sequence[int], only_dealt: bool = False) -> list[Contender]:
+    """Everybody who can run here, the float32 loop first, the loop of a precision first in it; says who cannot."""
     found = []
     alone, dealt = (1, threads), (processes, max(1, threads // processes))
     for framework in FRAMEWORKS:
@@ -63,11 +64,11 @@ def contenders(threads: int, processes: int, together: Sequence[int]) -> list[Co
             print(f"{framework:8} left out: {' and '.join(lacking)} not installed", flush=True)
             continue
         for bf16 in (False, True):
-            settings = [(*alone, 1), (*dealt, 1)]
+            settings = [(*dealt, 1)] if only_dealt and framework != "loop" else [(*alone, 1), (*dealt, 1)]
             if framework == "lit_fed":
                 settings += [(1, 1, 1)] * (not bf16) + [(*dealt, at_once) for at_once in together]
             found += [Contender(framework, bf16, *setting) for setting in dict.fromkeys(settings)]
-    return found
+    return sorted(found, key=lambda one: one.bf16)
 
 
 def enter(contender: Contender, regime: Regime, rounds: int, place: int, folder: Path) -> Player:
@@ -95,10 +96,36 @@ def distance(adapter: Mapping[str, Tensor], reference: Mapping[str, Tensor], ini
     return (apart / moved) ** 0.5
 
 
+def tables(everybody: Sequence[Contender], seats: int) -> list[list[Contender]]:
+    """Who plays together: in this order, the first one at every table; Flower's driver takes a seat too."""
+    first, *others = everybody
+    found, taken = [[first]], first.processes
+    for one in others:
+        needs = one.processes + (one.framework == "flower")
+        if taken + needs > seats and len(found[-1]) > 1:
+            found.append([first])
+            taken = first.processes
+        found[-1].append(one)
+        taken += needs
+    return found
+
+
 def measure(
-    regime: Regime, everybody: Sequence[Contender], rounds: int, ceilings: Mapping[bool, float]
+    regime: Regime,
+    everybody: Sequence[Contender],
+    rounds: int,
+    ceilings: Mapping[bool, float],
+    references: dict[bool, dict[str, Tensor]],
 ) -> list[dict[str, Any]]:
-    """A row for each; they take turns, and ratios are to the first, the float32 loop."""
+    """A row for each of a table; they take turns, and ratios are to the first, the float32 loop.
+
+    Args:
+        regime: What they do.
+        everybody: At this table.
+        rounds: That are timed.
+        ceilings: In FLOP/s, of float32 and of bfloat16.
+        references: The loop's final adapter in either precision; its first of a regime is added.
+    """
     players: list[Player] = []
     startup: list[float] = []
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
@@ -120,8 +147,7 @@ def measure(
     for one, player, until_first, adapter, digest in zip(everybody, players, startup, adapters, digests, strict=True):
         seconds = player.seconds[1:]
         ratios = [own / other for own, other in zip(seconds, first, strict=True)]
-        reference = adapters[next(i for i, other in enumerate(everybody) if other.bf16 == one.bf16)]
-        apart = distance(adapter, reference, initial)
+        apart = distance(adapter, references.setdefault(one.bf16, adapter), initial)
         middle = statistics.median(seconds)
         flops = step_flops(regime) * regime.steps * regime.clients
         rows.append({
@@ -157,7 +183,7 @@ def verdicts(regime: Regime, rows: Sequence[Mapping[str, Any]]) -> dict[str, boo
         name = f"{several['processes']} processes"
         found[f"{name} end with the state of one, to the bit"] = single["digest"] == several["digest"]
         if not regime.embedded and several["processes"] == 2:
-            faster = statistics.median(a / b for a, b in zip(single["rounds_s"], several["rounds_s"], strict=True))
+            faster = statistics.median(a / b for a, b in zip(single["ratios"], several["ratios"], strict=True))
             found[f"{name} {TWO_PROCESSES:g} times as fast as one with one thread: {faster:.2f}"] = (
                 faster >= TWO_PROCESSES
             )
@@ -209,12 +235,14 @@ def main() -> None:
     parser.add_argument("--together", type=int, nargs="*", default=[4], help="clients that lit_fed trains at once")
     parser.add_argument("--regimes", type=int, nargs="+", default=[*range(len(REGIMES))], help="places in the list")
     parser.add_argument("--only", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS, help="beside the float32 loop")
+    parser.add_argument("--only_dealt", action="store_true", help="but for the loop, nobody in one process with all")
+    parser.add_argument("--seats", type=int, default=10, help="processes that are there at the same time")
     parser.add_argument("--clients", type=int, help="in place of the regimes' own, to try it out")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     ceilings = {False: ceiling_flops(torch.float32), True: ceiling_flops(torch.bfloat16)}
     print(f"ceiling {ceilings[False] / 1e9:.0f} GFLOP/s in float32, {ceilings[True] / 1e9:.0f} in bfloat16", flush=True)
-    everybody = contenders(arguments.threads, arguments.processes, arguments.together)
+    everybody = contenders(arguments.threads, arguments.processes, arguments.together, arguments.only_dealt)
     everybody = [one for one in everybody if one.framework in {"loop", *arguments.only}]
     report: dict[str, Any] = {
         "threads": arguments.threads, "torch": torch.__version__, "rounds": arguments.rounds,
@@ -224,9 +252,11 @@ def main() -> None:
         started = time.perf_counter()
         regime = replace(REGIMES[place], clients=arguments.clients or REGIMES[place].clients)
         here = [one for one in everybody if one.together == 1 or regime.batch_size <= SMALL_BATCH]
-        halves = ([one for one in here if not one.bf16], [here[0], *(one for one in here if one.bf16)])
-        in_float32, in_bf16 = (measure(regime, half, arguments.rounds, ceilings) for half in halves)
-        rows = [*in_float32, *in_bf16[1:]]
+        rows: list[dict[str, Any]] = []
+        references: dict[bool, dict[str, Tensor]] = {}
+        for table in tables(here, arguments.seats):
+            found_here = measure(regime, table, arguments.rounds, ceilings, references)
+            rows += found_here[bool(rows) :]  # the first one's first row will do
         found = {
             "regime": regime.name, "seconds": time.perf_counter() - started, "contenders": rows,
             "verdicts": verdicts(regime, rows),
