@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--many", type=int, default=MANY, help="registered clients; fewer to try it out")
     arguments = parser.parse_args()
-    examples = 2 * arguments.many
+    examples = 2 * max(FEW, arguments.many)
     pairs = [
         {n: in_a_process(n, examples, arguments.rounds + 1, arguments.threads) for n in (FEW, arguments.many)}
         for _ in range(arguments.repeats)

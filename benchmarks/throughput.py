@@ -3,7 +3,8 @@
 ``python -m benchmarks.throughput --json FILE`` starts every contender in processes of its own and lets them take turns,
 a round each while the others wait, `--rounds` times. Who waits keeps its memory, a gigabyte a process; so they play at
 several tables, one after another, of `--seats` processes, and the float32 loop sits at each. Peers that are not
-installed are left out, and a line says so. Reported are the median seconds
+installed are left out, and a line says so; ``pip install 'flwr[simulation]' 'pfl[pytorch]'`` brings them, in an
+environment of its own, for their versions are not those of ``constraints.txt``. Reported are the median seconds
 of a round, the median of its ratios to the float32 loop's round of the same turn, start-up (from the start of the
 process to the end of a first round that is not timed, less a median one) and peak memory, summed over processes.
 
