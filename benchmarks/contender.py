@@ -1,18 +1,17 @@
 """One contender of `benchmarks.throughput`, in a process of its own: FedAvg by lit_fed, by hand, or by a peer.
 
 ``python -m benchmarks.contender --framework lit_fed --regime NAME --clients 4 --rounds 4 --folder DIR`` leaves in DIR
-``marks.json``, the clock at the start of the first round and at the end of every one, ``adapter.safetensors``, and, of
-the hand-written loop, ``initial.safetensors``.
+what `benchmarks.turns.Rounds` tells, ``adapter.safetensors``, of lit_fed the ``digest`` of its state, and of the
+hand-written loop ``initial.safetensors``.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -21,7 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from benchmarks.workload import PlainLoop, Regime, Stopwatch, run_lit_fed
+from benchmarks.turns import Rounds
+from benchmarks.workload import Over, PlainLoop, Regime, run_lit_fed
+from lit_fed import Federation
+from lit_fed.callbacks import Callback
 from lit_fed.engine.precision import Precision
 
 REGIMES = (
@@ -32,8 +34,7 @@ REGIMES = (
 PEERS = {"flower": ("flwr", "ray"), "pfl": ("pfl",)}
 """Peer -> the packages it needs; each is a file ``benchmarks/peer_NAME.py`` with a function `run`."""
 
-Outcome = tuple[list[float], Mapping[str, Tensor]]
-"""The clock at the start of the first round and at the end of every one; the final adapter."""
+Adapter = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -43,29 +44,55 @@ class Contender:
     framework: str
     bf16: bool = False
     processes: int = 1
+    threads: int = 1
+    """Of each process."""
     together: int = 1
     """Clients that lit_fed trains at once (``batch_clients``)."""
 
     @property
     def name(self) -> str:
-        """For tables."""
-        own = (
-            self.framework + " bf16" * self.bf16,
-            f"{self.processes} processes" * (self.processes > 1),
-            f"{self.together} at once" * (self.together > 1),
-        )
-        return ", ".join(filter(None, own))
+        """For tables: processes x threads of each."""
+        at_once = f", {self.together} at once" * (self.together > 1)
+        return f"{self.framework}{' bf16' * self.bf16}, {self.processes} x {self.threads}{at_once}"
 
 
-def run_own(regime: Regime, contender: Contender, folder: Path) -> Outcome:
+class Turns(Callback):
+    """Whole rounds, tables and checkpoint included, and what they came to when the last one has ended.
+
+    Args:
+        rounds: How each has its turn.
+        number: Of rounds.
+        folder: Where the digest of the state is written.
+    """
+
+    def __init__(self, rounds: Rounds, number: int, folder: Path) -> None:
+        self.rounds, self.number, self.folder = rounds, number, folder
+        self.adapter: Adapter = {}
+
+    def on_round_start(self, federation: Federation, round: int, cohort: tuple[str, ...]) -> None:
+        """A round begins where the one before ends."""
+        if round < self.number:
+            self.rounds.next()
+            return
+        self.rounds.end()
+        run = federation._current
+        self.adapter = dict(run.server.adapter)
+        if federation.is_global_zero:
+            (self.folder / "digest").write_text(run.state_digest())
+        raise Over
+
+
+def run_own(regime: Regime, contender: Contender, folder: Path, rounds: Rounds) -> Adapter:
     """By lit_fed; frozen weights are cast once where steps run in bfloat16."""
-    watch = Stopwatch()
+    turns = Turns(rounds, regime.rounds, folder)
     precision: Precision = "bf16-true" if contender.bf16 else "32-true"
-    adapter = run_lit_fed(regime, folder / "run", watch, precision, contender.processes, together=contender.together)
-    return watch.marks, adapter
+    longer = replace(regime, rounds=regime.rounds + 1)
+    with suppress(Over):
+        run_lit_fed(longer, folder / "run", turns, precision, contender.processes, together=contender.together)
+    return turns.adapter
 
 
-def run_loop(regime: Regime, contender: Contender, folder: Path) -> Outcome:
+def run_loop(regime: Regime, contender: Contender, folder: Path, rounds: Rounds) -> Adapter:
     """By hand; several processes deal the clients and add up what they have."""
     rank, world = join(contender.processes)
     loop = PlainLoop(regime, contender.bf16)
@@ -73,11 +100,11 @@ def run_loop(regime: Regime, contender: Contender, folder: Path) -> Outcome:
     if rank == 0:
         safetensors.torch.save_file(loop.named(current), folder / "initial.safetensors")
     everybody = list(loop.shares)
-    marks = [time.perf_counter()]
     for round in range(regime.rounds):
+        rounds.next()
         current = loop.round(round, current, everybody[rank::world], dist.all_reduce if world > 1 else None)
-        marks.append(time.perf_counter())
-    return marks, loop.named(current)
+    rounds.end()
+    return loop.named(current)
 
 
 def join(processes: int) -> tuple[int, int]:
@@ -113,18 +140,20 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    contender = Contender(arguments.framework, arguments.bf16, arguments.processes, arguments.together)
+    contender = Contender(
+        arguments.framework, arguments.bf16, arguments.processes, arguments.threads, arguments.together
+    )
     (own,) = (one for one in REGIMES if one.name == arguments.regime)
     regime = replace(own, clients=arguments.clients, rounds=arguments.rounds)
     others = start_others(contender)
-    runs: dict[str, Callable[[Regime, Contender, Path], Outcome]] = {"lit_fed": run_own, "loop": run_loop}
+    runs: dict[str, Callable[[Regime, Contender, Path, Rounds], Adapter]] = {"lit_fed": run_own, "loop": run_loop}
     if contender.framework in PEERS:
         runs[contender.framework] = import_module(f"benchmarks.peer_{contender.framework}").run
-    marks, adapter = runs[contender.framework](regime, contender, arguments.folder)
-    if all(os.environ.get(name, "0") == "0" for name in ("BENCHMARK_RANK", "LOCAL_RANK")):
+    first = all(os.environ.get(name, "0") == "0" for name in ("BENCHMARK_RANK", "LOCAL_RANK"))
+    adapter = runs[contender.framework](regime, contender, arguments.folder, Rounds(arguments.folder, tells=first))
+    if first:
         whole = {name: value.contiguous() for name, value in adapter.items()}
         safetensors.torch.save_file(whole, arguments.folder / "adapter.safetensors")
-        (arguments.folder / "marks.json").write_text(json.dumps({**asdict(contender), "marks": marks}))
     if any(other.wait() for other in others):
         sys.exit("A process of the contender failed.")
 

@@ -1,7 +1,6 @@
 """What the machine gives and takes: its matrix-multiply ceiling, a step's arithmetic, the memory of many processes."""
 
 import os
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -47,30 +46,13 @@ def step_flops(regime: Regime) -> float:
     return float(regime.batch_size * (body + 2 * patches * values * d + 6 * d * shape.num_labels))
 
 
-class MemoryWatch:
-    """Peak memory of all processes with a mark: the largest sum of the peaks of those alive at the same time, in bytes.
+def peak_bytes(mark: str) -> int:
+    """The peaks of all processes alive with a mark, summed, in bytes.
 
-    Each process's own peak is the kernel's (``VmHWM``), so nothing is missed between two looks; pages that processes
-    share count for each of them. Linux only.
+    Each process's own peak is the kernel's (``VmHWM``); pages that processes share count for each of them. Linux only.
     """
-
-    def __init__(self, mark: str, every_s: float = 0.5) -> None:
-        self.mark, self.every_s = f"{MARK}={mark}".encode(), every_s
-        self.peak_bytes = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "MemoryWatch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._done.wait(self.every_s):
-            self.peak_bytes = max(self.peak_bytes, sum(_peak_of(pid, self.mark) for pid in os.listdir("/proc")))
+    wanted = f"{MARK}={mark}".encode()
+    return sum(_peak_of(pid, wanted) for pid in os.listdir("/proc"))
 
 
 def _peak_of(pid: str, mark: bytes) -> int:

@@ -6,24 +6,24 @@ result would look right: their number is checked.
 
 import itertools
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.contender import Contender, Outcome
+from benchmarks.contender import Adapter, Contender
+from benchmarks.turns import Rounds
 from benchmarks.workload import LR, PlainLoop, Regime
 
-PORTS = (29611, 29612)
 
-
-def run(regime: Regime, contender: Contender, folder: Path) -> Outcome:
+def run(regime: Regime, contender: Contender, folder: Path, rounds: Rounds) -> Adapter:
     """Run the regime."""
     os.environ["PFL_PYTORCH_DEVICE"] = "cpu"
     if contender.processes > 1:  # read when pfl is imported
         os.environ["PFL_WORKER_RANK"] = os.environ["BENCHMARK_RANK"]
-        os.environ["PFL_WORKER_ADDRESSES"] = ",".join(f"127.0.0.1:{port}" for port in PORTS[: contender.processes])
+        first = int(os.environ["MASTER_PORT"]) + 1
+        ports = range(first, first + contender.processes)
+        os.environ["PFL_WORKER_ADDRESSES"] = ",".join(f"127.0.0.1:{port}" for port in ports)
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.aggregate.weighting import WeightByUser
     from pfl.algorithm.base import NNAlgorithmParams
@@ -40,7 +40,6 @@ def run(regime: Regime, contender: Contender, folder: Path) -> Outcome:
         raise RuntimeError(f"Expected pfl to have {contender.processes} workers, but it found {found}.")
     loop = PlainLoop(regime, contender.bf16)
     clients = sorted(loop.shares)
-    marks: list[float] = []
 
     class Model(torch.nn.Module):
         def __init__(self) -> None:
@@ -53,17 +52,20 @@ def run(regime: Regime, contender: Contender, folder: Path) -> Outcome:
         def metrics(self, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
             return {"examples": Weighted(len(labels), len(labels))}
 
-    class Marks(TrainingProcessCallback[Any]):
+    class Turns(TrainingProcessCallback[Any]):
         def on_train_begin(self, *, model: Any) -> Any:
-            marks.append(time.perf_counter())
+            rounds.next()
             return Metrics()
 
         def after_central_iteration(self, aggregate_metrics: Any, model: Any, *, central_iteration: int) -> Any:
-            marks.append(time.perf_counter())
+            if rounds.begun == regime.rounds:
+                rounds.end()
+            else:
+                rounds.next()
             return False, Metrics()
 
     def examples_of(client: str) -> Any:
-        batches = loop.batches(len(marks) - 1, client)
+        batches = loop.batches(rounds.begun - 1, client)
         return Dataset([torch.cat([batch[name] for batch in batches]) for name in ("pixel_values", "labels")])
 
     everybody = itertools.cycle(clients)
@@ -71,7 +73,7 @@ def run(regime: Regime, contender: Contender, folder: Path) -> Outcome:
     model = Model()
     wrapped = PyTorchModel(
         model,
-        lambda parameters, lr: torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=lr),
+        lambda parameters, lr: torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=lr, fused=True),
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0),
     )
     FederatedAveraging().run(
@@ -84,7 +86,7 @@ def run(regime: Regime, contender: Contender, folder: Path) -> Outcome:
         model_train_params=NNTrainHyperParams(
             local_num_epochs=1, local_learning_rate=LR, local_batch_size=regime.batch_size
         ),
-        callbacks=[Marks()],
+        callbacks=[Turns()],
         send_metrics_to_platform=False,
     )  # fmt: skip
-    return marks, loop.named(loop.values())
+    return loop.named(loop.values())

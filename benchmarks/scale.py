@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -22,31 +23,28 @@ from typing import Any
 import torch
 from flwr_datasets.partitioner import IidPartitioner
 
-from benchmarks.workload import RandomPictures, Regime, Stopwatch, make_module
+from benchmarks.workload import Over, RandomPictures, Regime, make_module
 from lit_fed import FederatedDataModule, Federation, Local
+from lit_fed.callbacks import Callback
 from lit_fed.engine.peak import peak_resident_bytes
 
 FEW, MANY, COHORT, ALLOWED = 100, 10_000, 10, 1.10
 
 
-class Measured(Stopwatch):
-    """Ends the run when all rounds but the last are timed, before everybody is evaluated."""
+class Measured(Callback):
+    """Times whole rounds, tables and checkpoint included, and ends the run where the last one would begin."""
 
     def __init__(self, rounds: int) -> None:
-        super().__init__()
         self.rounds = rounds
+        self.marks: list[float] = []
         self.peak_bytes = 0
 
     def on_round_start(self, federation: Federation, round: int, cohort: tuple[str, ...]) -> None:
-        """The last round is only begun."""
-        super().on_round_start(federation, round, cohort)
+        """A round begins where the one before ends."""
+        self.marks.append(time.perf_counter())
         self.peak_bytes = peak_resident_bytes()
         if round == self.rounds:
             raise Over
-
-
-class Over(Exception):  # noqa: N818 (nothing went wrong)
-    """All is measured."""
 
 
 def measure(clients: int, examples: int, rounds: int) -> dict[str, Any]:
@@ -92,7 +90,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--many", type=int, default=MANY, help="registered clients; fewer to try it out")
     arguments = parser.parse_args()
-    examples = 2 * arguments.many
+    examples = 2 * max(FEW, arguments.many)
     pairs = [
         {n: in_a_process(n, examples, arguments.rounds + 1, arguments.threads) for n in (FEW, arguments.many)}
         for _ in range(arguments.repeats)

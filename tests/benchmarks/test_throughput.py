@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contender import REGIMES, Contender
 from benchmarks.machine import step_flops
-from benchmarks.throughput import distance, verdicts
+from benchmarks.throughput import contenders, distance, tables, verdicts
 from benchmarks.workload import PlainLoop, Regime
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,22 +34,58 @@ def test_distance_is_relative_to_how_far_the_reference_has_moved():
     assert distance({"a": reference["a"]}, reference, initial) == float("inf")
 
 
+def row(framework, bf16=False, ratio=1.0, processes=1, threads=1, together=1, seconds=1.0, digest=None, same=True):
+    return {
+        "framework": framework, "bf16": bf16, "ratio": ratio, "processes": processes, "threads": threads,
+        "together": together, "ratios": [seconds], "digest": digest, "same_adapter": same,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("own", "own_bf16", "same", "expected"),
     [(1.0, 0.5, True, [True, True, True, True]), (1.01, 0.51, False, [False, False, True, False])],
 )
 def test_verdicts_go_by_the_best_of_each(own, own_bf16, same, expected):
-    def row(framework, bf16, ratio, aggregates=True):
-        return {"framework": framework, "bf16": bf16, "ratio": ratio, "aggregates": aggregates}
-
     rows = [
-        row("loop", False, 1.0), row("pfl", False, 1.2), row("pfl", True, 0.63), row("lit_fed", False, 1.5),
-        row("lit_fed", False, own), row("lit_fed", True, own_bf16, same),
+        row("loop"), row("pfl", ratio=1.2), row("pfl", True, 0.63), row("lit_fed", ratio=1.5, threads=2),
+        row("lit_fed", ratio=own, threads=2), row("lit_fed", True, own_bf16, same=same),
     ]  # fmt: skip
     assert list(verdicts(REGIMES[0], rows).values()) == expected
     assert list(verdicts(REGIMES[2], rows).values()) == expected[:3]  # bfloat16 need not be twice as fast there
 
 
+@pytest.mark.parametrize(("seconds", "digest", "expected"), [(0.5, "a", [True, True]), (0.6, "b", [False, False])])
+def test_two_processes_against_one_with_one_thread(seconds, digest, expected):
+    rows = [
+        row("loop"), row("lit_fed", threads=2, seconds=0.1, digest="c"), row("lit_fed", digest="a"),
+        row("lit_fed", processes=2, seconds=seconds, digest=digest),
+        row("lit_fed", processes=2, together=4, seconds=0.1, digest="d"),
+    ]  # fmt: skip
+    found = verdicts(REGIMES[0], rows)
+    assert [holds for name, holds in found.items() if name.startswith("2 processes")] == expected
+    assert [holds for name, holds in verdicts(REGIMES[2], rows).items() if "processes" in name] == expected[:1]
+
+
+def test_without_lit_fed_there_is_nothing_to_say_of_its_speed():
+    assert list(verdicts(REGIMES[0], [row("loop"), row("pfl")])) == ["same final adapters"]
+
+
 def test_names_say_what_differs():
-    contenders = (Contender("pfl"), Contender("pfl", True, 2), Contender("lit_fed", True, 1, together=4))
-    assert [one.name for one in contenders] == ["pfl", "pfl bf16, 2 processes", "lit_fed bf16, 4 at once"]
+    everybody = (Contender("pfl"), Contender("pfl", True, 2), Contender("lit_fed", True, 1, 2, together=4))
+    assert [one.name for one in everybody] == ["pfl, 1 x 1", "pfl bf16, 2 x 1", "lit_fed bf16, 1 x 2, 4 at once"]
+
+
+def test_the_reference_is_first_and_lit_fed_has_one_with_one_thread():
+    everybody = [one for one in contenders(2, 2, [4]) if one.framework in ("loop", "lit_fed")]
+    assert everybody[0] == Contender("loop", threads=2)
+    assert Contender("lit_fed") in everybody
+    assert Contender("lit_fed", True) not in everybody
+    assert len(set(everybody)) == len(everybody) == 4 + 4 + 3
+
+
+def test_the_reference_sits_at_every_table_and_nobody_else_twice():
+    everybody = contenders(2, 2, [4])
+    found = tables(everybody, 5)
+    assert [table[0] for table in found] == [everybody[0]] * len(found)
+    assert [everybody[0], *(one for table in found for one in table[1:])] == everybody
+    assert all(sum(one.processes for one in table) <= 5 for table in found)
