@@ -95,7 +95,7 @@ def run_own(regime: Regime, contender: Contender, folder: Path, rounds: Rounds) 
 def run_loop(regime: Regime, contender: Contender, folder: Path, rounds: Rounds) -> Adapter:
     """By hand; several processes deal the clients and add up what they have."""
     rank, world = join(contender.processes)
-    loop = PlainLoop(regime, contender.bf16)
+    loop = PlainLoop(regime, contender.bf16, fused=True)
     current = loop.values()
     if rank == 0:
         safetensors.torch.save_file(loop.named(current), folder / "initial.safetensors")

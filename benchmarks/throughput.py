@@ -10,8 +10,7 @@ process to the end of a first round that is not timed, less a median one) and pe
 
 Everybody runs with all threads in one process and with the threads dealt over several (``loop, 2 x 1``: two processes
 of one thread); of everybody the faster counts. lit_fed also runs with one thread in all, and, where batches are small,
-with several clients at once. Peers have their model resident in every worker and AdamW in one kernel; the loop has what
-PyTorch does unless told.
+with several clients at once. Peers have their model resident in every worker, and AdamW is one kernel for everybody.
 
 Work is equal: same batches, and the final adapter must be that of the loop in the same precision: its distance,
 relative to how far the loop's has moved, is at most 0.05 in float32 and 0.5 in bfloat16, where AdamW blows up
