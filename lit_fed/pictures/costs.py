@@ -31,14 +31,15 @@ def draw_costs(rows: Sequence[Mapping[str, Any]]) -> "Figure | None":
         np.array([row.get(name, np.nan) for row in rows], dtype=float) for name in ("up_bytes", "down_bytes", "seconds")
     )
     size, unit = byte_unit(float(np.nanmax([up, down], initial=0.0)))
-    figure = new_figure(9, 2.9)
+    figure = new_figure(9, 3.2)
     traffic, time = figure.subplots(1, 2)
     look: dict[str, Any] = {"marker": "o" if len(rows) <= _MARKED_UP_TO else "", "markersize": 3.5, "linewidth": 1.5}
     # Up over down: often they are the same, and both should be seen.
     traffic.plot(rounds, down / size, color=COLOURS[1], label="down", **{**look, "linewidth": 4, "alpha": 0.6})
     traffic.plot(rounds, up / size, color=COLOURS[0], label="up", **look)
     traffic.set_ylabel(f"{unit} a round")
-    traffic.legend(frameon=False, fontsize="small", loc="lower right")
+    handles, labels = traffic.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=2, frameon=False, fontsize="small")
     time.plot(rounds, seconds, color=COLOURS[2], **look)
     time.set_ylabel("seconds a round")
     for axes, values in ((traffic, [up, down]), (time, [seconds])):

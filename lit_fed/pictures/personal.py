@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["Pairs", "draw_pairs", "pairs"]
 
 _NAMED_UP_TO = 40  # clients that get a line and a name each
-_LOOKS = {"global": (COLOURS[0], "o"), "own": (COLOURS[5], "D")}
+_LOOKS = {"global": (COLOURS[0], "o", 8.0), "own": (COLOURS[5], "D", 4.5)}
+"""Colour, marker and its size: the global one is behind, and is seen around the other where both are equal."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,15 @@ def _lines(axes: Any, found: Pairs, height: float) -> None:
     open_frame(axes)
     places = np.arange(len(found.clients))
     axes.hlines(places, found.values["global"], found.values["own"], color="0.6", linewidth=1.5, zorder=1)
-    for which, (colour, marker) in _LOOKS.items():
-        axes.plot(found.values[which], places, marker, color=colour, markersize=5, linestyle="", label=_words(which))
+    for which, (colour, marker, size) in _LOOKS.items():
+        axes.plot(found.values[which], places, marker, color=colour, markersize=size, linestyle="", label=_words(which))
     axes.set_xlabel(f"{found.metric} on the client's own test data")
     name_rows(axes, found.clients, height, "client")
 
 
 def _curves(axes: Any, found: Pairs, height: float) -> None:
     open_frame(axes)
-    for which, (colour, _) in _LOOKS.items():
+    for which, (colour, *_) in _LOOKS.items():
         axes.plot(np.arange(1, len(found.clients) + 1), np.sort(found.values[which]), color=colour, label=_words(which))
     axes.set_xlabel(f"{len(found.clients)} clients, each curve sorted by itself")
     axes.set_ylabel(f"{found.metric} on the client's own test data")
@@ -92,7 +93,7 @@ def _summary(axes: Any, found: Pairs) -> None:
     open_frame(axes)
     axes.grid(False, axis="x")
     rows = {"mean": "mean", "worst": "worst client", "std": "spread (std)"}
-    for shift, (which, (colour, _)) in zip((-0.2, 0.2), _LOOKS.items(), strict=True):
+    for shift, (which, (colour, *_)) in zip((-0.2, 0.2), _LOOKS.items(), strict=True):
         bars = axes.bar(np.arange(len(rows)) + shift, [found.summaries[which][key] for key in rows], 0.36, color=colour)
         axes.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
     axes.set_xticks(range(len(rows)), list(rows.values()))

@@ -13,6 +13,7 @@ from lit_fed.engine import pictures
 from lit_fed.metrics.names import higher_is_better
 from lit_fed.pictures.clients import client_scores, draw_clients
 from lit_fed.pictures.costs import draw_costs
+from lit_fed.pictures.fusion import draw_fusion, fusion_weights
 from lit_fed.pictures.svg import svg
 from lit_fed.report.facts import Facts
 from lit_fed.report.markup import Markup, scroll, table, tag
@@ -151,6 +152,9 @@ def method(facts: Facts) -> Markup:
     if (gate := pictures.gate(facts.record)) is not None:
         parts.append(tag("p", "How much the gate gives to each client's own expert:"))
         parts.append(_figure("gate", "weight of the local expert over rounds", gate))
+    if (fusion := fusion_weights(facts.record.turns)) is not None:
+        parts.append(tag("p", "How each client weighed its own LoRA and the global one when it fused them:"))
+        parts.append(_figure("fusion", "weights of each client's fusion", draw_fusion(fusion)))
     if server:
         parts.append(tag("p", "What the server says of its rounds:"))
         parts.append(_figure("server", "numbers of the server over rounds", pictures.server(facts.record)))

@@ -14,6 +14,7 @@ def test_bytes_in_a_unit_that_can_be_read_and_seconds() -> None:
     lines = {line.get_label(): line.get_ydata().tolist() for line in traffic.lines}
     assert lines == {"down": [4, 4, 4], "up": [0, 2, 4]}
     assert time.lines[0].get_ydata().tolist() == [0.5] * 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["down", "up"]  # above, where no line can be
     assert all(apart(ticks(axis)) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis))
 
 

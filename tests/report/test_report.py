@@ -187,6 +187,7 @@ def test_fusion_weights_are_shown_as_they_were_found(tmp_path: Path, one_thread:
         stored = load_tree(max((result.path / "private" / client).glob("*.safetensors")))
         weights = ", ".join(f"{weight:.3g}" for weight in stored["fused"]["weights"])
         assert [client, weights] in page.cells
+    assert ("svg", "aria-label", "weights of each client's fusion") in page.attributes
     assert any("was started from Python" in text for text in page.text["p"])
 
 
