@@ -20,7 +20,8 @@ def fit(options: Namespace, rest: list[str]) -> None:
     """Run or resume a federation."""
     settings = _settings(options, rest)
     result = settings.federation().fit(settings.module(), settings.data(), options.ckpt_path, settings.resolved())
-    _say(f"run: {result.path}", f"state_digest: {result.summary['state_digest']}")
+    if digest := result.summary["state_digest"]:  # of a dry run there is none, nor a folder
+        _say(f"run: {result.path}", f"state_digest: {digest}")
 
 
 def validate(options: Namespace, rest: list[str]) -> None:

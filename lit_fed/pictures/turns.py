@@ -60,7 +60,7 @@ def draw_turns(taken: Turns) -> "Figure":
         (_bars if named else _band)(axes, taken.clients, taken.measures[name] / scale, label, colour)
     if named:
         name_rows(all_axes[0], taken.clients, height, "client")
-        figure.set_layout_engine("constrained", wspace=0.06)  # the last number of a panel and the first of the next are two
+        figure.set_layout_engine("constrained", wspace=0.06)  # or last and first numbers of panels meet
         figure.supxlabel("mean over a client's rounds; the line goes from its least to its most", fontsize="small")
     return figure
 

@@ -46,6 +46,15 @@ def test_fit_then_fit_its_own_record(config: str, tmp_path: Path, capsys: pytest
     assert digest(tmp_path / "runs" / "version_2") != digest(first)  # the flags were no mere decoration
 
 
+def test_a_dry_run_names_no_folder(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", config, "--federation.dry_run", "true", "--federation.progress", "true"]) == 0
+    said = capsys.readouterr().out
+    assert "nothing was trained or written" in said
+    assert "\nrun: " not in said
+    assert "state_digest" not in said
+    assert not (tmp_path / "runs").exists()
+
+
 def test_continue(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = ["--ckpt_path", "last"]
     assert main(["fit", "--config", config, *last]) == 0
