@@ -13,6 +13,7 @@ from lit_fed.metrics.fairness import spread
 from lit_fed.metrics.names import higher_is_better, primary
 from lit_fed.pictures.active import draw_trainers, trainers
 from lit_fed.pictures.canvas import png
+from lit_fed.pictures.fusion import draw_fusion, fusion_weights
 from lit_fed.pictures.gate import draw_gate, gate_weights
 from lit_fed.pictures.holders import draw_holders, holders
 from lit_fed.pictures.personal import draw_pairs, pairs
@@ -85,6 +86,12 @@ def gate(record: Record) -> "Figure | None":
     return None if weights is None else draw_gate(weights)
 
 
+def fusion(record: Record) -> "Figure | None":
+    """What each client gave to its own LoRA and to the global one; `None` without a fusion."""
+    weights = fusion_weights(record.turns)
+    return None if weights is None else draw_fusion(weights)
+
+
 def personal(record: Record) -> "Figure | None":
     """Each client's own serving against the global one; `None` if all predict with the same, or the run goes on."""
     metric = primary([f"global/{name}" for own in record.clients.values() for name in own["own"]])
@@ -99,8 +106,8 @@ def stages(record: Record) -> "Figure | None":
 
 
 PICTURES: dict[str, Callable[[Record], "Figure | None"]] = {
-    "accuracy": accuracy, "active": active, "allocation": allocation, "clients": clients, "gate": gate,
-    "personal": personal, "server": server, "stages": stages,
+    "accuracy": accuracy, "active": active, "allocation": allocation, "clients": clients, "fusion": fusion,
+    "gate": gate, "personal": personal, "server": server, "stages": stages,
 }  # fmt: skip
 
 

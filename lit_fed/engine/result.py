@@ -23,6 +23,7 @@ _DRAWN_FROM = {
     "active": "blocks that are activated one after the other",
     "allocation": "clients that ran a part of the blocks",
     "clients": "at least one client's turn",
+    "fusion": "clients that fused their LoRA with the global one",
     "gate": "a gate",
     "personal": "clients that predict with something of their own",
     "server": "numbers that its algorithm reports",
@@ -76,7 +77,7 @@ class Result:
         path: str | Path | None = None,
         *,
         picture: Literal[
-            "accuracy", "active", "allocation", "clients", "gate", "personal", "server", "stages"
+            "accuracy", "active", "allocation", "clients", "fusion", "gate", "personal", "server", "stages"
         ] = "accuracy",
     ) -> "Figure":
         """Draw the run; also writes the picture to `path`, if given.
@@ -85,9 +86,9 @@ class Result:
             path: A file: PNG, PDF or SVG.
             picture: ``"accuracy"``: the metric that `table` shows, over rounds, of every domain and of the clients;
                 ``"active"``: which blocks were trained; ``"allocation"``: who ran which blocks; ``"clients"``: bytes
-                and seconds of each client; ``"gate"``: the weight of each client's own expert; ``"personal"``: each
-                client's own serving against the global one; ``"server"``: what the algorithm reports; ``"stages"``:
-                bytes of each stage.
+                and seconds of each client; ``"fusion"``: how each client weighed its own LoRA and the global one;
+                ``"gate"``: the weight of each client's own expert; ``"personal"``: each client's own serving against
+                the global one; ``"server"``: what the algorithm reports; ``"stages"``: bytes of each stage.
 
         Raises:
             ConfigError: If there is no such picture, or the run folder has nothing (any more) to draw it from.
