@@ -111,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--ckpt_path", metavar="last|RUN|FILE", help="continue the newest run, a run folder, or one of its checkpoints"
     )
+    fit.add_argument(
+        "--fastest",
+        action="store_true",
+        help="first run a few rounds with one process of all cores, and with one for each core; take the faster",
+    )
     for name, data in (("validate", "validation"), ("test", "test"), ("predict", "prediction")):
         command = add(name, f"use the stored result of a run on its {data} data")
         command.add_argument("--run", metavar="RUN", help="the run folder; its settings are the defaults")

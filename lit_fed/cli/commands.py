@@ -1,10 +1,11 @@
 """What each command does, by its name."""
 
 import json
+import os
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from lit_fed.cli import tables
 from lit_fed.cli.process import first_process
@@ -18,10 +19,24 @@ if TYPE_CHECKING:
 
 def fit(options: Namespace, rest: list[str]) -> None:
     """Run or resume a federation."""
+    if options.fastest and not options.help_all:
+        _fit_fastest(options, rest)
     settings = _settings(options, rest)
     result = settings.federation().fit(settings.module(), settings.data(), options.ckpt_path, settings.resolved())
     if digest := result.summary["state_digest"]:  # of a dry run there is none, nor a folder
         _say(f"run: {result.path}", f"state_digest: {digest}")
+
+
+def _fit_fastest(options: Namespace, rest: list[str]) -> NoReturn:
+    """Become the command with the flags that were found: its other processes are started with the same ones."""
+    from lit_fed.cli.fastest import fastest_settings
+
+    if options.ckpt_path:
+        raise ConfigError(
+            "Expected `--fastest` without `--ckpt_path`, but got both. A run goes on with the threads it began with."
+        )
+    command = [sys.executable, "-m", "lit_fed", "fit", *rest, *fastest_settings(rest)]
+    os.execv(command[0], command)  # noqa: S606
 
 
 def validate(options: Namespace, rest: list[str]) -> None:

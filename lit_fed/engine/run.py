@@ -20,6 +20,7 @@ from lit_fed.engine.exchange import Exchange, Report
 from lit_fed.engine.group_turn import GroupTurn
 from lit_fed.engine.learner import ModuleLearner
 from lit_fed.engine.local_loop import LocalLoop
+from lit_fed.engine.pace import Pace
 from lit_fed.engine.peak import peak_resident_bytes
 from lit_fed.engine.prefix_cache import PrefixCache
 from lit_fed.engine.run_folder import RunFolder
@@ -62,6 +63,7 @@ class Run:
         self.scorer = Scorer(self.algorithm, evaluator, prepared, folder.private, self.exchange, self.cluster, fabric)
         self.server: Server = self._seeded(self.algorithm.init(prepared.initial[GLOBAL], prepared.setting))
         self.population = Population(prepared.setting.clients)
+        self.pace = Pace()
         self.touched: list[set[ClientId]] = [set(), set()]
         """Who had a turn before the last checkpoint, since the one before it; and who had one since the last."""
         self.private_digests: dict[ClientId, str] = {}
@@ -101,7 +103,8 @@ class Run:
         tasks = self.algorithm.plan(self.server, cohort)
         cohort = [client for client in cohort if client.id in tasks]
         self._call("on_round_start", round, tuple(client.id for client in cohort))
-        turns = self.together.turns(self._mine(cohort, tasks), tasks, round, self.folder.private.get)
+        expected = self._expected_costs(cohort, tasks)
+        turns = self.together.turns(self._mine(cohort, expected), tasks, round, self.folder.private.get)
         reports = [self._turn(client, tasks[client.id], round, made) for client, made in turns]
         # What a cluster's first process says goes for all: others have logged, and counted, their shares alone.
         reports = self.exchange.gather(reports if self.cluster is None or self.fabric.is_global_zero else [])
@@ -121,6 +124,7 @@ class Run:
             if "private" in report.row:
                 self.private_digests[report.row["client"]] = report.row.pop("private")
         rows = [report.row for report in reports]
+        self.pace.note({row["client"]: row["seconds"] for row in rows if not row["failure"]}, expected)
         self.touched[-1].update(row["client"] for row in rows)
         for name in ("up_bytes", "down_bytes"):
             self.progress[name] += sum(row[name] for row in rows)
@@ -131,14 +135,20 @@ class Run:
             return list(self.prepared.setting.clients)
         return sample_cohort(self.population, self.federation.cohort, self.seed, round, self.federation.sampling)
 
-    def _mine(self, cohort: Sequence[Client], tasks: Mapping[ClientId, Task]) -> list[Client]:
+    def _expected_costs(self, cohort: Sequence[Client], tasks: Mapping[ClientId, Task]) -> dict[ClientId, float]:
+        """Steps, or examples, times blocks."""
+        steps = self.algorithm.budget.steps
+        return {
+            client.id: float(steps or max(1, client.num_examples)) * self._num_blocks(tasks[client.id])
+            for client in cohort
+        }
+
+    def _mine(self, cohort: Sequence[Client], expected: Mapping[ClientId, float]) -> list[Client]:
         """This process's part of the cohort, in client-id order."""
         if self.cluster is not None or self.fabric.world_size == 1:
             return list(cohort)
-        steps = self.algorithm.budget.steps
-        costs = {
-            client.id: float(steps or client.num_examples) * self._num_blocks(tasks[client.id]) for client in cohort
-        }
+        # Who is trained together with whom changes roundings, so there times may not decide.
+        costs = expected if self.together.size > 1 else self.pace.costs(expected)
         hand = set(deal(costs, self.fabric.world_size)[self.fabric.global_rank])
         return [client for client in cohort if client.id in hand]
 

@@ -1,0 +1,27 @@
+"""Who takes long is dealt as such; what is not known is taken to be usual."""
+
+import pytest
+
+from lit_fed.core.sampling import deal
+from lit_fed.engine.pace import Pace
+
+
+def test_before_anything_is_measured_expected_costs_count() -> None:
+    assert Pace().costs({"a": 3.0, "b": 1.0}) == {"a": 3.0, "b": 1.0}
+
+
+def test_rates_are_seconds_a_unit_and_halve_with_every_turn() -> None:
+    pace = Pace()
+    pace.note({"a": 6.0, "b": 1.0}, {"a": 3.0, "b": 1.0})  # 2 and 1 seconds a unit
+    assert pace.costs({"a": 4.0, "b": 4.0, "new": 4.0}) == {"a": 8.0, "b": 4.0, "new": 6.0}  # the mean is 1.5
+    pace.note({"a": 4.0}, {"a": 1.0})  # (2 + 4) / 2
+    assert pace.costs({"a": 1.0, "new": 1.0}) == pytest.approx({"a": 3.0, "new": 2.0})
+
+
+def test_the_slow_client_has_a_process_to_itself() -> None:
+    """By what is expected, four equal clients are two and two; one takes as long as the others together."""
+    expected = dict.fromkeys("abcd", 1.0)
+    assert deal(expected, 2) == [["a", "c"], ["b", "d"]]
+    pace = Pace()
+    pace.note({"a": 1.0, "b": 1.0, "c": 1.0, "d": 3.0}, expected)
+    assert deal(pace.costs(expected), 2) == [["d"], ["a", "b", "c"]]
