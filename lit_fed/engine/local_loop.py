@@ -62,6 +62,7 @@ class LocalLoop:
         self._takes_batch_idx = is_param_in_hook_signature(module.training_step, "batch_idx", explicit=True)
         self._own_hooks = {name for name in MODULE_HOOKS if is_overridden(name, module)}
         self.mover = BatchMover(fabric, module)
+        self._children = tuple(module.modules())
         self._count_targets = getattr(module, "count_targets", None)
 
     def run(
@@ -104,7 +105,7 @@ class LocalLoop:
         self._fresh_scaler()
         turn = _Turn(self, trainer, recorder, objective, groups)
         was_training = module.training
-        module.train()
+        self._set_mode(True)
         with trainer.attached():
             set_up_optimizers(module, trainer, rates, self.settings.fuse_optimizers)
             if groups > 1:
@@ -118,8 +119,13 @@ class LocalLoop:
             for optimizer in trainer.optimizers:
                 optimizer.zero_grad(set_to_none=True)
             result = turn.result(client.num_examples)
-        module.train(was_training)
+        self._set_mode(was_training)
         return result
+
+    def _set_mode(self, training: bool) -> None:
+        """``module.train(training)``, unless it would change nothing: it visits every module, twice a turn."""
+        if any(child.training is not training for child in self._children):
+            self.module.train(training)
 
     def call(self, hook: str, trainer: LocalTrainer, *args: Any) -> Any:
         """Call a hook on the Lightning callbacks and on the module, in Lightning's order."""
