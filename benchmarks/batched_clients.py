@@ -13,20 +13,23 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.machine import device_peak_bytes, forget_peak, wait_for
 from benchmarks.workload import Regime, make_data, make_module
 from lit_fed import FedAvg, Federation
 from lit_fed.callbacks import Callback
 from lit_fed.engine.precision import Precision
 
 BATCHES = (2, 8, 32)
-TOLERANCE: Mapping[Precision, float] = {"32-true": 1e-2, "bf16-mixed": 0.5}  # AdamW divides small numbers by small ones
+PRECISIONS: Sequence[Precision] = ("32-true", "bf16-mixed")
+# AdamW divides small numbers by small ones
+TOLERANCE: Mapping[Precision, float] = {"32-true": 1e-2, "bf16-mixed": 0.5, "bf16-true": 0.5}
 
 
 class Lines(Callback):
@@ -39,35 +42,53 @@ class Lines(Callback):
         self.said = federation._run.together.said
 
 
-class Turns(Lines):
-    """Every second round with clients together, and how long each took."""
+class Rounds(Lines):
+    """How long each round took, until the device had done it, and the most memory of a GPU that it had."""
 
-    def __init__(self, group: int) -> None:
-        self.group = group
-        self.seconds: dict[bool, list[float]] = {False: [], True: []}
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.peak_bytes: list[int | None] = []
         self._started = 0.0
 
     def on_round_start(self, federation: Any, round: int, cohort: tuple[str, ...]) -> None:
-        """Say how this one is made."""
+        """Begin when nothing is left to do."""
         super().on_round_start(federation, round, cohort)
-        federation._run.together.size = self.group if round % 2 else 1
+        self._device = federation._run.fabric.device
+        forget_peak(self._device)
+        wait_for(self._device)
         self._started = time.perf_counter()
 
     def on_round_end(self, federation: Federation, round: int, metrics: Mapping[str, float]) -> None:
         """Note it down."""
-        self.seconds[bool(round % 2)].append(time.perf_counter() - self._started)
+        wait_for(self._device)
+        self.seconds.append(time.perf_counter() - self._started)
+        self.peak_bytes.append(device_peak_bytes(self._device))
+
+
+class Turns(Rounds):
+    """Every second round with clients together."""
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.group = group
+
+    def on_round_start(self, federation: Any, round: int, cohort: tuple[str, ...]) -> None:
+        """Say how this one is made."""
+        federation._run.together.size = self.group if round % 2 else 1
+        super().on_round_start(federation, round, cohort)
 
 
 def run(
     regime: Regime, rounds: int, precision: Precision, accelerator: str, group: int, watch: Callback
 ) -> dict[str, Tensor]:
     """The final adapter of a federation."""
+    data = make_data(regime, pin_memory=accelerator != "cpu" and torch.cuda.is_available())
     with tempfile.TemporaryDirectory() as folder:
         result = Federation(
             FedAvg(weights="uniform", local_steps=regime.steps), rounds=rounds, run_dir=folder, evaluate_every=0,
             checkpoint_every=rounds, callbacks=[watch], progress=False, pictures=False,
             accelerator=accelerator, precision=precision, batch_clients=group,
-        ).fit(make_module(regime), make_data(regime))  # fmt: skip
+        ).fit(make_module(regime), data)  # fmt: skip
     return dict(result.adapter)
 
 
@@ -91,14 +112,21 @@ def measure(regime: Regime, precision: Precision, accelerator: str, group: int, 
     run(
         regime, 2 * (repeats + 1) + 1, precision, accelerator, group, watch
     )  # a pair to warm up; the last one evaluates
-    alone, joint = watch.seconds[False][1 : repeats + 1], watch.seconds[True][1:]
+    first, second = slice(2, 2 * repeats + 2, 2), slice(3, 2 * repeats + 2, 2)
+    alone, joint = watch.seconds[first], watch.seconds[second]
     ratios = [one / other for one, other in zip(alone, joint, strict=True)]
     return {
         "precision": precision, "batch_size": regime.batch_size, "clients": regime.clients, "steps": regime.steps,
         "batch_clients": group, "alone_s": statistics.median(alone), "together_s": statistics.median(joint),
         "ratio": statistics.median(ratios), "ratios": ratios, "gap": difference, "said": watch.said,
+        "alone_peak_bytes": most(watch.peak_bytes[first]), "together_peak_bytes": most(watch.peak_bytes[second]),
         "holds": difference <= TOLERANCE[precision] and not watch.said,
     }  # fmt: skip
+
+
+def most(peaks: Sequence[int | None]) -> int | None:
+    """The largest of some peaks; `None`, where there are none to be had."""
+    return max((peak for peak in peaks if peak is not None), default=None)
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -125,7 +153,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = []
-    for precision in TOLERANCE:
+    for precision in PRECISIONS:
         for batch_size in arguments.batches:
             regime = Regime("batched", arguments.clients, arguments.steps, batch_size, 0, arguments.width)
             rows.append(measure(regime, precision, arguments.accelerator, arguments.group, arguments.repeats))

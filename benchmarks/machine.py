@@ -1,5 +1,6 @@
-"""What the machine gives and takes: its matrix-multiply ceiling, a step's arithmetic, the memory of many processes."""
+"""What the machine gives and takes: its matrix-multiply ceiling, a step's arithmetic, memory of processes and GPUs."""
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -8,24 +9,53 @@ from typing import Any
 import torch
 
 from benchmarks.workload import Regime, make_module
+from lit_fed.engine.precision import Kernels
 
 RANK = 8
 MARK = "BENCHMARK_MARK"
 """An environment variable: processes are one contender's if they have the same value, whoever their parent is."""
 
 
-def ceiling_flops(dtype: torch.dtype, size: int = 2048, repeats: int = 5) -> float:
-    """The best that a square matrix product reaches here, in FLOP/s, with the threads that torch has."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+def ceiling_flops(dtype: torch.dtype, size: int = 2048, repeats: int = 5, device: torch.device | None = None) -> float:
+    """The best that a square matrix product reaches on a device, in FLOP/s; on a CPU with the threads that torch has.
+
+    Args:
+        dtype: Of the matrices.
+        size: Their rows and columns.
+        repeats: Products, after one that warms up.
+        device: Where; `None`: the CPU.
+    """
+    place = device or torch.device("cpu")
+    a, b = (torch.randn(size, size, device=place).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(repeats + 1):
+        wait_for(place)
         started = time.perf_counter()
         torch.mm(a, b)
+        wait_for(place)
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
 
 
-def step_flops(regime: Regime) -> float:
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all that it was given; a CPU has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `device_peak_bytes` count anew, from what is held now."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def device_peak_bytes(device: torch.device) -> int | None:
+    """The most that tensors took of a GPU's memory since `forget_peak`, in bytes; `None` of a CPU's."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def step_flops(regime: Regime, kernels: Kernels = "torch") -> float:
     r"""Floating-point operations of one step's matrix products, by formula; a multiply-add counts two.
 
     With B pictures of T tokens (P of them patches of c values), L blocks of width d and inner width m, LoRA of rank r
@@ -34,6 +64,9 @@ def step_flops(regime: Regime) -> float:
     The backward pass has as much again for projections and inner layers, whose weights are frozen, and twice as much
     for attention and LoRA; but nothing goes below the first block's q, k and v: :math:`B T (6 d^2 + 4 d r)` less. The
     head has :math:`6 B d C` in all.
+
+    With ``kernels="lean"`` the last block of several runs for one token beyond keys and values, forward and backward:
+    :math:`B (T - 1) (8 d^2 + 8 d m + 12 T d + 12 d r)` less.
     """
     module = make_module(regime)
     module.configure_model()
@@ -43,6 +76,8 @@ def step_flops(regime: Regime) -> float:
     tokens, values = patches + 1, shape.num_channels * shape.patch_size**2
     frozen, attention, lora = 8 * d**2 + 4 * d * m, 4 * tokens * d, 8 * d * RANK
     body = tokens * (blocks * (2 * frozen + 3 * attention + 3 * lora) - 6 * d**2 - 4 * d * RANK)
+    if kernels == "lean":
+        body -= (tokens - 1) * (8 * d**2 + 8 * d * m + 12 * tokens * d + 12 * d * RANK)
     return float(regime.batch_size * (body + 2 * patches * values * d + 6 * d * shape.num_labels))
 
 

@@ -37,6 +37,11 @@ class Regime:
     """32x32 pictures: a patch of 4 makes 65 tokens."""
     embedded: bool = False
     """Whether the model is the one that comes with the package, in place of one of this width and patch."""
+    blocks: int = 12
+    heads: int = 3
+    image: int = 32
+    """Height and width of a picture."""
+    channels: int = 1
 
     @property
     def examples(self) -> int:
@@ -45,19 +50,31 @@ class Regime:
 
 
 class RandomPictures(pl.LightningDataModule):
-    """Pictures of noise; speed does not depend on what is to be seen."""
+    """Pictures of noise; speed does not depend on what is to be seen.
 
-    def __init__(self, num_examples: int, batch_size: int) -> None:
+    Args:
+        num_examples: How many.
+        batch_size: Of the loader.
+        channels: Of a picture.
+        image: Its height and width.
+        pin_memory: Whether batches are drawn to where a GPU takes them from without anybody waiting.
+    """
+
+    def __init__(
+        self, num_examples: int, batch_size: int, channels: int = 1, image: int = 32, pin_memory: bool = False
+    ) -> None:
         super().__init__()
         random = generator(0, "benchmark")
-        pixels = torch.rand(num_examples, 1, 32, 32, generator=random)
+        pixels = torch.rand(num_examples, channels, image, image, generator=random)
         labels = torch.randint(10, (num_examples,), generator=random)
         self.table = TensorTable({"pixel_values": pixels, "labels": labels})
-        self.batch_size = batch_size
+        self.batch_size, self.pin_memory = batch_size, pin_memory
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """All pictures."""
-        return DataLoader(self.table, self.batch_size, shuffle=True, collate_fn=collate_table)
+        return DataLoader(
+            self.table, self.batch_size, shuffle=True, collate_fn=collate_table, pin_memory=self.pin_memory
+        )
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Eight of them: evaluation is not what is measured."""
@@ -70,8 +87,9 @@ def make_module(regime: Regime) -> ImageClassifier:
     if regime.embedded:
         return embedded_module()
     config = {
-        "model_type": "vit", "hidden_size": regime.width, "num_hidden_layers": 12, "num_attention_heads": 3,
-        "intermediate_size": 4 * regime.width, "image_size": 32, "patch_size": regime.patch, "num_channels": 1,
+        "model_type": "vit", "hidden_size": regime.width, "num_hidden_layers": regime.blocks,
+        "num_attention_heads": regime.heads, "intermediate_size": 4 * regime.width, "image_size": regime.image,
+        "patch_size": regime.patch, "num_channels": regime.channels,
     }  # fmt: skip
     return ImageClassifier(num_labels=10, model=None, config=config, lora=_lora(), optimizer=_adamw)
 
@@ -89,9 +107,10 @@ def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=LR)
 
 
-def make_data(regime: Regime) -> FederatedDataModule:
+def make_data(regime: Regime, pin_memory: bool = False) -> FederatedDataModule:
     """Equal shares for all clients, nothing held out."""
-    source = RandomPictures(regime.clients * regime.examples, regime.batch_size)
+    number = regime.clients * regime.examples
+    source = RandomPictures(number, regime.batch_size, regime.channels, regime.image, pin_memory)
     partitioner = IidPartitioner(num_partitions=regime.clients)
     return FederatedDataModule(source, partitioner, val_fraction=0.0, test_fraction=0.0)
 

@@ -7,7 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.contender import REGIMES, Contender
 from benchmarks.machine import step_flops
 from benchmarks.throughput import contenders, distance, tables, verdicts
-from benchmarks.workload import PlainLoop, Regime
+from benchmarks.workload import PlainLoop, Regime, make_data, make_module
+from lit_fed.adapters.lean_first_token import lean_first_token
+from lit_fed.adapters.state import AdapterView
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,6 +23,23 @@ def test_arithmetic_by_formula_is_what_is_done():
     # PyTorch's counter does not know attention on the CPU: q k^T and its product with v, thrice, in 12 blocks.
     attention = 2 * 3 * 12 * (2 * 2 * 5 * 5 * 24)
     assert step_flops(regime) == counter.get_total_flops() + attention
+
+
+def test_arithmetic_that_lean_kernels_leave_out_is_not_counted():
+    regime = Regime(
+        "pictures", clients=1, steps=1, batch_size=2, rounds=1, width=24, patch=16, blocks=3, heads=2, image=48,
+        channels=3,
+    )  # fmt: skip
+    module = make_module(regime)
+    module.configure_model()
+    batch = make_data(regime).source.table[torch.arange(2)]
+    undo = lean_first_token(module, AdapterView(module).blocks)
+    with FlopCounterMode(display=False) as counter:
+        module.loss(module.logits(batch), module.targets(batch)).backward()
+    undo()
+    attention = 2 * 3 * (2 * (2 * 2 * 10 * 10 * 24) + 2 * 2 * 10 * 24)  # 10 tokens; in the last block one asks
+    assert step_flops(regime, "lean") == counter.get_total_flops() + attention
+    assert step_flops(regime, "torch") > step_flops(regime, "lean")
 
 
 def test_distance_is_relative_to_how_far_the_reference_has_moved():
