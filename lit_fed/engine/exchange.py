@@ -1,11 +1,12 @@
 """The one exchange of a round: what every process's clients sent, given to every process."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
-import safetensors.torch
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from lit_fed.core.errors import ClientFailure
 from lit_fed.core.types import Update
-from lit_fed.engine.storage import apart
 
 
 @dataclass(frozen=True)
@@ -70,38 +70,65 @@ class Exchange:
 
 
 def pack(reports: Sequence[Report]) -> Tensor:
-    """Reports as bytes: safetensors with a JSON header, never pickle. Shape (num_bytes,), uint8."""
-    tensors: dict[str, Tensor] = {}
+    """Reports as bytes: a JSON header and one run of bytes for all tensors, never pickle. Shape (num_bytes,), uint8.
+
+    An adapter is many small tensors, and each one that is written and read by itself costs tens of microseconds.
+    """
     header: list[dict[str, Any]] = []
-    for i, report in enumerate(reports):
+    runs: list[Tensor] = []
+    for report in reports:
         entry: dict[str, Any] = {"row": report.row}
         if report.update is not None:
             update = report.update
-            tensors.update({f"{i}/{name}": tensor for name, tensor in update.adapter.items()})
             entry["update"] = [update.client, update.num_examples, dict(update.metrics)]
+            entry["adapter"] = [[name, _name_of(t.dtype), list(t.shape)] for name, t in update.adapter.items()]
+            runs += [_padded_bytes(tensor) for tensor in update.adapter.values()]
         if report.failure is not None:
             entry["failure"] = [*report.failure.__reduce__()[1]]
         header.append(entry)
-    data = safetensors.torch.save(apart(tensors), metadata={"reports": json.dumps(header)})
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGN)
+    length = torch.tensor([len(text)]).view(torch.uint8)
+    return torch.cat([length, torch.frombuffer(bytearray(text), dtype=torch.uint8), *runs])
 
 
 def unpack(blob: Tensor) -> list[Report]:
-    """The inverse of `pack`."""
-    data = bytes(blob.numpy())
-    header_bytes = int.from_bytes(data[:8], "little")
-    header = json.loads(json.loads(data[8 : 8 + header_bytes])["__metadata__"]["reports"])
-    adapters: list[dict[str, Tensor]] = [{} for _ in header]
-    for name, tensor in safetensors.torch.load(data).items():
-        index, _, key = name.partition("/")
-        adapters[int(index)][key] = tensor
+    """The inverse of `pack`; the tensors of an update share one memory, those of two do not."""
+    place = length = int(blob[:_ALIGN].view(torch.int64))
+    place += _ALIGN
     reports = []
-    for entry, adapter in zip(header, adapters, strict=True):
-        client, num_examples, metrics = entry.get("update", (None, 0, {}))
-        update = Update(client, adapter, num_examples, metrics) if client is not None else None
-        failure = ClientFailure(*entry["failure"]) if "failure" in entry else None
+    for entry in json.loads(bytes(blob[_ALIGN : _ALIGN + length].numpy())):
+        update = failure = None
+        if "update" in entry:
+            client, num_examples, metrics = entry["update"]
+            shapes = [(name, getattr(torch, kind), shape) for name, kind, shape in entry["adapter"]]
+            sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in shapes]
+            ends = [*accumulate(size + -size % _ALIGN for size in sizes)]
+            own = blob[place : place + (ends[-1] if ends else 0)].clone()
+            place += len(own)
+            adapter = {
+                name: own[end - size - -size % _ALIGN : end - -size % _ALIGN].view(dtype).view(shape)
+                for (name, dtype, shape), size, end in zip(shapes, sizes, ends, strict=True)
+            }
+            update = Update(client, adapter, num_examples, metrics)
+        if "failure" in entry:
+            failure = ClientFailure(*entry["failure"])
         reports.append(Report(update, entry["row"], failure))
     return reports
+
+
+_ALIGN = 8
+"""Every tensor begins at a multiple of so many bytes, as its type may ask."""
+
+
+def _padded_bytes(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    rest = -len(flat) % _ALIGN
+    return torch.cat([flat, flat.new_zeros(rest)]) if rest else flat
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _client_of(report: Report) -> str:

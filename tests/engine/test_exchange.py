@@ -40,6 +40,28 @@ def test_clients_may_send_one_and_the_same_tensor():
     assert second.adapter["x"].tolist() == [0.0, 1.0, 2.0]
 
 
+def test_any_type_and_shape_survives_and_updates_share_no_memory():
+    adapter = {
+        "odd": torch.arange(3, dtype=torch.uint8),  # three bytes: what follows begins at a multiple of eight
+        "count": torch.tensor(2**40),  # no dimensions
+        "flags": torch.tensor([True, False]),
+        "half": torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).bfloat16(),
+        "none": torch.zeros(0, 4),
+        "turned": torch.arange(6.0).view(2, 3).T,
+    }
+    first, second = (
+        report.update for report in unpack(pack([Report(Update("a", adapter, 1)), Report(Update("b", adapter, 1))]))
+    )
+    assert first is not None
+    assert second is not None
+    for name, tensor in adapter.items():
+        assert first.adapter[name].dtype == tensor.dtype
+        assert first.adapter[name].shape == tensor.shape
+        assert torch.equal(first.adapter[name], tensor)
+    first.adapter["turned"].zero_()
+    assert torch.equal(second.adapter["turned"], adapter["turned"])
+
+
 def test_no_reports_are_no_reports():
     assert unpack(pack([])) == []
 
