@@ -2,9 +2,8 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -72,7 +71,8 @@ class Exchange:
 def pack(reports: Sequence[Report]) -> Tensor:
     """Reports as bytes: a JSON header and one run of bytes for all tensors, never pickle. Shape (num_bytes,), uint8.
 
-    An adapter is many small tensors, and each one that is written and read by itself costs tens of microseconds.
+    An adapter is many small tensors, and each that is written and read by itself costs tens of microseconds. So those of
+    a type go together.
     """
     header: list[dict[str, Any]] = []
     runs: list[Tensor] = []
@@ -82,7 +82,10 @@ def pack(reports: Sequence[Report]) -> Tensor:
             update = report.update
             entry["update"] = [update.client, update.num_examples, dict(update.metrics)]
             entry["adapter"] = [[name, _name_of(t.dtype), list(t.shape)] for name, t in update.adapter.items()]
-            runs += [_padded_bytes(tensor) for tensor in update.adapter.values()]
+            for dtype in _types(update.adapter.values()):
+                flat = torch.cat([t.detach().cpu().reshape(-1) for t in update.adapter.values() if t.dtype == dtype])
+                run = flat.view(torch.uint8)
+                runs += [run, run.new_zeros(-len(run) % _ALIGN)]
         if report.failure is not None:
             entry["failure"] = [*report.failure.__reduce__()[1]]
         header.append(entry)
@@ -93,23 +96,17 @@ def pack(reports: Sequence[Report]) -> Tensor:
 
 
 def unpack(blob: Tensor) -> list[Report]:
-    """The inverse of `pack`; the tensors of an update share one memory, those of two do not."""
-    place = length = int(blob[:_ALIGN].view(torch.int64))
-    place += _ALIGN
+    """The inverse of `pack`; tensors of an update may share a memory, those of two do not."""
+    length = int(blob[:_ALIGN].view(torch.int64))
+    rest = blob[_ALIGN + length :]
     reports = []
     for entry in json.loads(bytes(blob[_ALIGN : _ALIGN + length].numpy())):
         update = failure = None
         if "update" in entry:
+            adapter, rest = _unpacked(
+                [(name, getattr(torch, kind), shape) for name, kind, shape in entry["adapter"]], rest
+            )
             client, num_examples, metrics = entry["update"]
-            shapes = [(name, getattr(torch, kind), shape) for name, kind, shape in entry["adapter"]]
-            sizes = [math.prod(shape) * dtype.itemsize for _, dtype, shape in shapes]
-            ends = [*accumulate(size + -size % _ALIGN for size in sizes)]
-            own = blob[place : place + (ends[-1] if ends else 0)].clone()
-            place += len(own)
-            adapter = {
-                name: own[end - size - -size % _ALIGN : end - -size % _ALIGN].view(dtype).view(shape)
-                for (name, dtype, shape), size, end in zip(shapes, sizes, ends, strict=True)
-            }
             update = Update(client, adapter, num_examples, metrics)
         if "failure" in entry:
             failure = ClientFailure(*entry["failure"])
@@ -118,13 +115,25 @@ def unpack(blob: Tensor) -> list[Report]:
 
 
 _ALIGN = 8
-"""Every tensor begins at a multiple of so many bytes, as its type may ask."""
+"""A run of one type begins at a multiple of so many bytes, as the type may ask."""
 
 
-def _padded_bytes(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-    rest = -len(flat) % _ALIGN
-    return torch.cat([flat, flat.new_zeros(rest)]) if rest else flat
+def _unpacked(layout: Sequence[tuple[str, torch.dtype, list[int]]], rest: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The adapter of this layout at the beginning of some bytes, and the bytes behind it."""
+    found: dict[str, Tensor] = {}
+    for dtype in dict.fromkeys(dtype for _, dtype, _ in layout):
+        own = [(name, shape) for name, kind, shape in layout if kind == dtype]
+        sizes = [math.prod(shape) for _, shape in own]
+        num_bytes = sum(sizes) * dtype.itemsize
+        parts = rest[:num_bytes].clone().view(dtype).split(sizes)
+        found.update((name, part.view(shape)) for (name, shape), part in zip(own, parts, strict=True))
+        rest = rest[num_bytes + -num_bytes % _ALIGN :]
+    return {name: found[name] for name, _, _ in layout}, rest
+
+
+def _types(tensors: Iterable[Tensor]) -> Iterable[torch.dtype]:
+    """In the order in which they come up."""
+    return dict.fromkeys(tensor.dtype for tensor in tensors)
 
 
 def _name_of(dtype: torch.dtype) -> str:
