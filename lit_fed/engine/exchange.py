@@ -71,8 +71,8 @@ class Exchange:
 def pack(reports: Sequence[Report]) -> Tensor:
     """Reports as bytes: a JSON header and one run of bytes for all tensors, never pickle. Shape (num_bytes,), uint8.
 
-    An adapter is many small tensors, and each that is written and read by itself costs tens of microseconds. So those of
-    a type go together.
+    An adapter is many small tensors, and each that is written and read by itself costs tens of microseconds. So those
+    of a type go together.
     """
     header: list[dict[str, Any]] = []
     runs: list[Tensor] = []
