@@ -1,8 +1,11 @@
 """What clients' turns have taken so far, so that the next cohort is dealt by it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from lit_fed.core.sampling import deal
 from lit_fed.core.types import ClientId
+
+_WORTH_IT = 0.9
 
 
 class Pace:
@@ -15,6 +18,20 @@ class Pace:
     def __init__(self) -> None:
         self._rates: dict[ClientId, float] = {}
         self._sum = 0.0
+
+    def deal(self, expected: Mapping[ClientId, float], num_processes: int) -> list[list[ClientId]]:
+        """By expected costs; by measured ones if the busiest process would have a tenth less to do so.
+
+        A client that comes back to its process finds there what was remembered of it (`federation.cache`), so that for
+        less it is not sent elsewhere.
+        """
+        costs = self.costs(expected)
+        usual, measured = deal(expected, num_processes), deal(costs, num_processes)
+
+        def busiest(hands: Sequence[Sequence[ClientId]]) -> float:
+            return max(sum(costs[client] for client in hand) for hand in hands)
+
+        return measured if busiest(measured) < _WORTH_IT * busiest(usual) else usual
 
     def costs(self, expected: Mapping[ClientId, float]) -> dict[ClientId, float]:
         """Expected costs of a cohort (> 0), each times its client's rate; who has had no turn has the mean rate."""

@@ -139,7 +139,7 @@ class Run:
         """Steps, or examples, times blocks."""
         steps = self.algorithm.budget.steps
         return {
-            client.id: float(steps or max(1, client.num_examples)) * self._num_blocks(tasks[client.id])
+            client.id: float(steps or max(1, client.num_examples)) * max(1, self._num_blocks(tasks[client.id]))
             for client in cohort
         }
 
@@ -148,8 +148,8 @@ class Run:
         if self.cluster is not None or self.fabric.world_size == 1:
             return list(cohort)
         # Who is trained together with whom changes roundings, so there times may not decide.
-        costs = expected if self.together.size > 1 else self.pace.costs(expected)
-        hand = set(deal(costs, self.fabric.world_size)[self.fabric.global_rank])
+        dealt = (deal if self.together.size > 1 else self.pace.deal)(expected, self.fabric.world_size)
+        hand = set(dealt[self.fabric.global_rank])
         return [client for client in cohort if client.id in hand]
 
     def _num_blocks(self, task: Task) -> int:

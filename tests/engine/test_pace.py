@@ -21,7 +21,16 @@ def test_rates_are_seconds_a_unit_and_halve_with_every_turn() -> None:
 def test_the_slow_client_has_a_process_to_itself() -> None:
     """By what is expected, four equal clients are two and two; one takes as long as the others together."""
     expected = dict.fromkeys("abcd", 1.0)
-    assert deal(expected, 2) == [["a", "c"], ["b", "d"]]
     pace = Pace()
+    assert pace.deal(expected, 2) == [["a", "c"], ["b", "d"]]
     pace.note({"a": 1.0, "b": 1.0, "c": 1.0, "d": 3.0}, expected)
-    assert deal(pace.costs(expected), 2) == [["d"], ["a", "b", "c"]]
+    assert pace.deal(expected, 2) == [["d"], ["a", "b", "c"]]
+
+
+def test_for_a_few_percent_nobody_is_sent_elsewhere() -> None:
+    """5.6 units in all, 3 of them with b and d; a deal by measured costs has 2.8 for the busiest, 7 % less."""
+    expected = dict.fromkeys("abcd", 1.0)
+    pace = Pace()
+    pace.note({"a": 1.2, "b": 1.4, "c": 1.4, "d": 1.6}, expected)
+    assert pace.deal(expected, 2) == [["a", "c"], ["b", "d"]]
+    assert deal(pace.costs(expected), 2) == [["d", "a"], ["b", "c"]]
