@@ -82,7 +82,7 @@ def pack(reports: Sequence[Report]) -> Tensor:
             update = report.update
             entry["update"] = [update.client, update.num_examples, dict(update.metrics)]
             entry["adapter"] = [[name, _name_of(t.dtype), list(t.shape)] for name, t in update.adapter.items()]
-            for dtype in _types(update.adapter.values()):
+            for dtype in _in_order(tensor.dtype for tensor in update.adapter.values()):
                 flat = torch.cat([t.detach().cpu().reshape(-1) for t in update.adapter.values() if t.dtype == dtype])
                 run = flat.view(torch.uint8)
                 runs += [run, run.new_zeros(-len(run) % _ALIGN)]
@@ -121,7 +121,7 @@ _ALIGN = 8
 def _unpacked(layout: Sequence[tuple[str, torch.dtype, list[int]]], rest: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """The adapter of this layout at the beginning of some bytes, and the bytes behind it."""
     found: dict[str, Tensor] = {}
-    for dtype in dict.fromkeys(dtype for _, dtype, _ in layout):
+    for dtype in _in_order(dtype for _, dtype, _ in layout):
         own = [(name, shape) for name, kind, shape in layout if kind == dtype]
         sizes = [math.prod(shape) for _, shape in own]
         num_bytes = sum(sizes) * dtype.itemsize
@@ -131,9 +131,9 @@ def _unpacked(layout: Sequence[tuple[str, torch.dtype, list[int]]], rest: Tensor
     return {name: found[name] for name, _, _ in layout}, rest
 
 
-def _types(tensors: Iterable[Tensor]) -> Iterable[torch.dtype]:
-    """In the order in which they come up."""
-    return dict.fromkeys(tensor.dtype for tensor in tensors)
+def _in_order(types: Iterable[torch.dtype]) -> Iterable[torch.dtype]:
+    """Each type once, in the order in which they come up: that of the runs."""
+    return dict.fromkeys(types)
 
 
 def _name_of(dtype: torch.dtype) -> str:
