@@ -31,6 +31,11 @@ class Answers:
         return self.joint.parts(self.module.logits(self.joint.whole))
 
     @cached_property
+    def targets(self) -> list[Tensor]:
+        """Each client's, (B, ...), where its logits have theirs."""
+        return self.joint.parts(self.module.targets(self.joint.whole))
+
+    @cached_property
     def parameters(self) -> list[dict[str, Tensor]]:
         """Each client's part of what is trained."""
         shares = {name: self._stack.parameters[name].unbind() for name in self._request.trained}
@@ -69,8 +74,7 @@ class ClientStep:
 
     def targets(self) -> Tensor:
         """Targets of the client's rows."""
-        targets: Tensor = self._answers.module.targets(self.batch)
-        return targets
+        return self._answers.targets[self._k]
 
     def __getattr__(self, name: str) -> Any:
         """All else is refused."""

@@ -1,4 +1,8 @@
-"""Several clients' batches as one: each drawn as in the client's own turn, then joined, a group of rows a client."""
+"""Several clients' batches as one: each drawn as in the client's own turn, then joined, a group of rows a client.
+
+Texts of a batch are as long as its longest, so clients' batches differ in length; shorter ones are padded as the module
+says (`lit_fed.modules.base.ClientModule.padding`), behind what they have, and the mask says so.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader
 
 from lit_fed.core.seeding import RandomStream
 from lit_fed.engine.group_turn import NotTogetherError
+
+MASK = "attention_mask"
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,11 @@ class JointLoader:
     Args:
         draws: Each client's.
         length: Batches of an epoch.
+        padding: The module's.
     """
 
-    def __init__(self, draws: Sequence[Draws], length: int) -> None:
-        self._draws, self._length = draws, length
+    def __init__(self, draws: Sequence[Draws], length: int, padding: Mapping[str, int]) -> None:
+        self._draws, self._length, self._padding = draws, length, padding
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -83,24 +91,37 @@ class JointLoader:
     def __iter__(self) -> Iterator[Joint]:
         """An epoch."""
         for _ in range(self._length):
-            yield join([draws.next() for draws in self._draws])
+            yield join([draws.next() for draws in self._draws], self._padding)
 
 
-def join(batches: list[Any]) -> Joint:
+def join(batches: list[Any], padding: Mapping[str, int]) -> Joint:
     """Batches as one.
 
+    Args:
+        batches: Each client's.
+        padding: Columns (B, T) that may differ in T, and what to fill them up with; there must be a mask among them.
+
     Raises:
-        NotTogetherError: If they are no mappings of tensors, or differ in more than their number of rows.
+        NotTogetherError: If they are no mappings of tensors, or differ in more than their number of rows and T.
     """
     if not all(isinstance(batch, Mapping) and _is_table(batch) for batch in batches):
         raise NotTogetherError("their batches are no mappings of tensors with a row for each example")
-    shapes = {tuple((name, value.shape[1:], value.dtype) for name, value in batch.items()) for batch in batches}
+    wide = {name for name, value in batches[0].items() if name in padding and value.ndim == 2}
+    widths = {batch[name].shape[1] for batch in batches for name in wide & set(batch)}
+    if len(widths) < 2 or MASK not in wide:
+        wide = set()  # nothing to pad, or nothing that would say so
+    shapes = {
+        tuple((name, value.shape[2 if name in wide else 1 :], value.dtype) for name, value in batch.items())
+        for batch in batches
+    }
     if len(shapes) > 1:
         raise NotTogetherError("their batches have unequal shapes")
     sizes = [len(next(iter(batch.values()))) for batch in batches]
     rows = max(sizes)
-    whole = {name: torch.cat([_filled(batch[name], rows) for batch in batches]) for name in batches[0]}
-    return Joint(batches, sizes, whole)
+    columns = {name: [_filled(batch[name], rows) for batch in batches] for name in batches[0]}
+    for name in wide:
+        columns[name] = [pad(v, (0, max(widths) - v.shape[1]), value=padding[name]) for v in columns[name]]
+    return Joint(batches, sizes, {name: torch.cat(values) for name, values in columns.items()})
 
 
 def _is_table(batch: Mapping[str, Any]) -> bool:

@@ -193,8 +193,9 @@ class Together:
                 seen.add_(torch.tensor(joint.sizes))
                 return together.sum()
 
+            loader = JointLoader(draws, length, self.module.padding)
             result = self.loop.run(
-                JointLoader(draws, length), first.client, first.round, steps=first.steps, epochs=first.epochs,
+                loader, first.client, first.round, steps=first.steps, epochs=first.epochs,
                 objective=objective, rates=self._by_parameter(first), groups=len(requests),
             )  # fmt: skip
             if random_state(device) != before:
@@ -229,7 +230,7 @@ class Together:
             Whether there was something to compare: a loss that is finite.
         """
         first, device = requests[0], self.loop.fabric.device
-        joint = next(iter(JointLoader(self._draws(requests), 1)))
+        joint = next(iter(JointLoader(self._draws(requests), 1, self.module.padding)))
         with isolated_rng(self.seed, "compare"):
             before = random_state(device)
             self._begin(first)

@@ -62,6 +62,10 @@ class ClientModule(LightningModule):
     inputs: ClassVar[tuple[str, ...]]
     """The entries of a batch that go into the model."""
 
+    padding: ClassVar[Mapping[str, int]] = {}
+    """What fills up the entries of a batch (B, T) where another batch, beside which it is trained, has a larger T.
+    Nothing may depend on it, as the mask among them tells the model. Without any, such batches are trained apart."""
+
     def __init__(
         self,
         *,

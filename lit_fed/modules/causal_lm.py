@@ -6,7 +6,7 @@ Shapes: B rows, T positions, V tokens of the vocabulary, D width.
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from inspect import signature
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,7 @@ class CausalLM(ClientModule):
     """
 
     inputs = ("input_ids", "attention_mask", "position_ids")
+    padding: ClassVar[Mapping[str, int]] = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
     classify = None  # type: ignore[assignment]  # features are one vector a sequence, logits are those of its tokens
 
     def __init__(

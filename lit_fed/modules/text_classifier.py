@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
@@ -51,6 +51,7 @@ class TextClassifier(ClientModule):
     """
 
     inputs = ("input_ids", "attention_mask", "token_type_ids")
+    padding: ClassVar[Mapping[str, int]] = dict.fromkeys(inputs, 0)
 
     def __init__(
         self,

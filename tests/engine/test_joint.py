@@ -17,7 +17,7 @@ def table(*values: float) -> dict[str, torch.Tensor]:
 
 def test_groups_are_of_equal_size():
     """The smaller batch is filled up with its first row."""
-    joint = join([table(1, 2), table(3, 4, 5)])
+    joint = join([table(1, 2), table(3, 4, 5)], {})
     assert joint.whole["x"].tolist() == [1, 2, 1, 3, 4, 5]
     assert (joint.sizes, joint.rows, joint.num_rows) == ([2, 3], 3, 6)
     assert [part.tolist() for part in joint.parts(10 * joint.whole["x"])] == [[10, 20], [30, 40, 50]]
@@ -36,7 +36,28 @@ def test_groups_are_of_equal_size():
 )
 def test_what_cannot_be_joined(batches, reason):
     with pytest.raises(NotTogetherError, match=reason):
-        join(batches)
+        join(batches, {"x": 0, "attention_mask": 0})
+
+
+def sentences(*rows: list[int], **more: torch.Tensor) -> dict[str, torch.Tensor]:
+    ids = torch.tensor(rows)
+    return {"ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros(len(rows)), **more}
+
+
+def test_texts_are_padded_behind_what_they_have():
+    """The mask is 0 there; a column that is not (B, T) stays as it is."""
+    joint = join([sentences([5, 6]), sentences([7, 8, 9], [1, 2, 3])], {"ids": 4, "attention_mask": 0, "labels": -100})
+    assert joint.whole["ids"].tolist() == [[5, 6, 4], [5, 6, 4], [7, 8, 9], [1, 2, 3]]
+    assert joint.whole["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]]
+    assert joint.whole["labels"].shape == (4,)
+    assert joint.batches[0]["ids"].tolist() == [[5, 6]]  # its own stays as it is
+
+
+@pytest.mark.parametrize("more", [{"position_ids": torch.ones(1, 2)}, {"pixels": torch.ones(1, 2)}])
+def test_what_nobody_says_how_to_pad_is_not_padded(more):
+    wide = {name: torch.ones(1, 3) for name in more}
+    with pytest.raises(NotTogetherError, match="unequal shapes"):
+        join([sentences([1, 2], **more), sentences([1, 2, 3], **wide)], {"ids": 0, "attention_mask": 0})
 
 
 def draws(*values: float) -> Draws:
@@ -45,7 +66,7 @@ def draws(*values: float) -> Draws:
 
 
 def test_a_client_begins_anew_when_its_data_are_over():
-    loader = JointLoader([draws(1, 2, 3), draws(4, 5, 6, 7, 8)], 4)
+    loader = JointLoader([draws(1, 2, 3), draws(4, 5, 6, 7, 8)], 4, {})
     assert len(loader) == 4
     found = [[batch["x"].tolist() for batch in joint.batches] for joint in loader]
     assert found == [[[1, 2], [4, 5]], [[3], [6, 7]], [[1, 2], [8]], [[3], [4, 5]]]

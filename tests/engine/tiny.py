@@ -127,10 +127,11 @@ def tiny_llama(packing: bool = False) -> CausalLM:
 
 
 class Texts(pl.LightningDataModule):
-    """24 texts of 2 to 12 tokens."""
+    """24 texts of 2 to 12 tokens; if trimmed, a batch is as wide as its longest."""
 
-    def __init__(self) -> None:
+    def __init__(self, trimmed: bool = False) -> None:
         super().__init__()
+        from lit_fed.data import TrimPadding
         from lit_fed.data.table import TensorTable, collate_table
 
         random = torch.Generator().manual_seed(4)
@@ -138,15 +139,15 @@ class Texts(pl.LightningDataModule):
         ids = torch.randint(3, 20, (24, 12), generator=random) * mask
         labels = ids.masked_fill(mask == 0, -100)
         self.table = TensorTable({"input_ids": ids, "attention_mask": mask, "labels": labels})
-        self.collate = collate_table
+        self.collate: Any = TrimPadding() if trimmed else collate_table
 
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.table, 4, shuffle=True, collate_fn=self.collate)
 
 
-def texts(clients: int = 2) -> FederatedDataModule:
+def texts(clients: int = 2, trimmed: bool = False) -> FederatedDataModule:
     partitioner = IidPartitioner(num_partitions=clients)
-    return FederatedDataModule(Texts(), partitioner, val_fraction=0.25, test_fraction=0.25)
+    return FederatedDataModule(Texts(trimmed), partitioner, val_fraction=0.25, test_fraction=0.25)
 
 
 def fit(

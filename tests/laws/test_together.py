@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from flwr_datasets.partitioner import LinearPartitioner
+from flwr_datasets.partitioner import IidPartitioner, LinearPartitioner
 from peft import LoraConfig
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,11 +15,13 @@ from lit_fed.algorithms import AllSmall, Ditto, FedAvg, FedProx, FedRA, FedRep, 
 from lit_fed.algorithms.base import report
 from lit_fed.core.errors import ClientFailure, StateMismatchError
 from lit_fed.core.tree import flatten
+from lit_fed.data import TrimPadding
+from lit_fed.engine import joint as joint_batches
 from lit_fed.engine import together
 from lit_fed.engine.storage import load_tree
 from tests.engine.tiny import Pictures, fit, pictures, sgd, tiny_llama, tiny_vit
 from tests.engine.tiny import texts as language_texts
-from tests.laws.test_cache import BERT, ten_pictures_each, texts
+from tests.laws.test_cache import BERT, Texts, ten_pictures_each, texts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -99,6 +101,42 @@ def test_fedavg(tmp_path, seen, model):
     assert seen == ([number, number], [])
     zero_at_first = [tensor for name, tensor in result.adapter.items() if name.endswith(("lora_B", "bias"))]
     assert max(float(tensor.abs().max()) for tensor in zero_at_first) > 100 * FLOAT32
+
+
+class Trimmed(Texts):
+    """A batch is as wide as its longest text."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.table, 2, shuffle=True, collate_fn=TrimPadding())
+
+
+def trimmed_texts() -> FederatedDataModule:
+    return FederatedDataModule(Trimmed(False), IidPartitioner(num_partitions=3), val_fraction=0.25, test_fraction=0.25)
+
+
+UNEQUAL = {
+    "bert, mean over tokens": (bert, trimmed_texts),
+    "bert, its own head": (lambda: bert(pooling="model"), trimmed_texts),
+    "llama": (tiny_llama, lambda: language_texts(trimmed=True)),
+}
+
+
+@pytest.mark.parametrize("model", UNEQUAL)
+def test_batches_of_unequal_widths(tmp_path, seen, monkeypatch, model):
+    make, data = UNEQUAL[model]
+    added: list[int] = []
+
+    def watched(tensor: torch.Tensor, widths: tuple[int, int], **fill: Any) -> torch.Tensor:
+        added.append(widths[1])
+        return torch.nn.functional.pad(tensor, widths, **fill)
+
+    monkeypatch.setattr(joint_batches, "pad", watched)
+    result = both(lambda: FedAvg(local_epochs=2), make, data, tmp_path)
+    number = len(result.clients)
+    assert seen == ([number, number], [])
+    assert max(added) > 0
+    moved = [tensor for name, tensor in result.adapter.items() if name.endswith(("lora_B", "bias"))]  # zero at first
+    assert max(float(tensor.abs().max()) for tensor in moved) > 100 * FLOAT32
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
