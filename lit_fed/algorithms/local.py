@@ -7,20 +7,20 @@ Assumption: all clients start from the same initial adapter; a client that has n
 
 from collections.abc import Iterable, Sequence
 
-from lit_fed.algorithms.base import GLOBAL, Algorithm, Learner, Serving, broadcast, report
+from lit_fed.algorithms.base import GLOBAL, Algorithm, Learner, Serving, report
 from lit_fed.core.types import Client, ClientId, Private, Server, Task, Update
 
 
 class Local(Algorithm):
-    """Train a private adapter at every client of the cohort; send nothing."""
+    """Train a private adapter at every client of the cohort; nothing goes down or up."""
 
     def plan(self, server: Server, cohort: Sequence[Client]) -> dict[ClientId, Task]:
-        """The initial adapter, for those who take their first turn: the server does not know who they are."""
-        return broadcast(server, cohort)
+        """Nothing: the initial adapter comes with the module."""
+        return {client.id: Task({}) for client in cohort}
 
     def local(self, learner: Learner, task: Task, private: Private) -> tuple[Update, Private]:
         """Go on with the private adapter."""
-        learner.load(private.get("adapter", task.adapter))
+        learner.load(private.get("adapter", {}))
         fit = learner.fit(steps=self.budget.steps, epochs=self.budget.epochs)
         return report(learner, {}, fit), {"adapter": learner.state()}
 

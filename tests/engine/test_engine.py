@@ -202,7 +202,7 @@ def test_the_run_folder(tmp_path):
     summary = json.loads((result.path / "summary.json").read_text())
     assert summary == result.summary
     assert summary["num_clients"] == 3
-    assert summary["traffic"]["up_bytes"] == 0  # Local sends nothing
+    assert summary["traffic"]["up_bytes"] == summary["traffic"]["down_bytes"] == 0  # Local sends nothing
     assert {"initial/accuracy", "global/accuracy", "global/accuracy/all", "personal/accuracy_worst"} <= set(
         summary["metrics"]
     )
