@@ -48,8 +48,8 @@ def minimise(
 
     Args:
         function: What to minimise, at one or several points. A value that is not finite is worse than any other.
-        search: ``"grid"``: equally spaced, bounds included; ``"nelder_mead"``: SciPy's, the first simplex 0.5 wide;
-            ``"nevergrad"``: NGOpt.
+        search: ``"grid"``: equally spaced, bounds included, the largest first; ``"nelder_mead"``: SciPy's, the first
+            simplex 0.5 wide; ``"nevergrad"``: NGOpt.
         start: The first point; a grid has none.
         bounds: Least and greatest value of every coordinate.
         budget: Evaluations, at most; a grid needs two along each dimension.
@@ -104,7 +104,7 @@ def _grid(record: _Record, start: Point, bounds: tuple[float, float], budget: in
     low, high = bounds
     side = grid_side(budget, len(start))
     axis = [low + (high - low) * i / (side - 1) for i in range(side)]
-    record.all(list(product(axis, repeat=len(start))))
+    record.all(list(product(reversed(axis), repeat=len(start))))
 
 
 def _nelder_mead(record: _Record, start: Point, bounds: tuple[float, float], budget: int, seed: int) -> None:
