@@ -138,10 +138,12 @@ def as_table(rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> "Ta
     if len(rows) > _MOST_ROWS:
         table.caption = f"the first {_MOST_ROWS} of {len(rows)}; `--to FILE` writes all"
     for line in lines:
-        table.add_row(*(Text(_cell(line.get(key, ""))) for key in cells))
+        table.add_row(*(Text(_cell(key, line.get(key, ""))) for key in cells))
     return table
 
 
-def _cell(value: Any) -> str:
+def _cell(key: str, value: Any) -> str:
     text = f"{value:.3f}" if isinstance(value, float) else " ".join(str(value).split())
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    if len(text) <= _LONGEST:
+        return text
+    return f"…{text[1 - _LONGEST :]}" if key == "file" else f"{text[: _LONGEST - 1]}…"  # a path is told by its end

@@ -145,3 +145,13 @@ def test_what_other_modules_predict_is_kept_as_it_is() -> None:
     assert written(rows, Path("x.csv")) == 'text,loss,labels\n"a\nb",0.5,"[1, 2]"\nc,1.5,[3]\n'
     assert [column.header for column in as_table(rows).columns] == ["text", "loss"]
     assert as_table(rows * 30).caption == "the first 40 of 60; `--to FILE` writes all"
+
+
+def test_of_a_long_path_the_end_is_shown_and_of_a_long_text_the_beginning() -> None:
+    rows = [({"file": f"/{'folder/' * 20}light.png", "text": f"first {'word ' * 20}"}, {"loss": 0.5})]
+    path, text, _ = (next(iter(column.cells)).plain for column in as_table(rows).columns)
+    assert len(path) == len(text) == 60
+    assert path.startswith("…")
+    assert path.endswith("/light.png")
+    assert text.startswith("first ")
+    assert text.endswith("…")
