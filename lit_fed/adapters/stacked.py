@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lit_fed.adapters.layout import GLOBAL
+from lit_fed.adapters.lean_lora import few_columns
 from lit_fed.adapters.plain_lora import check_plain_products
 from lit_fed.adapters.state import AdapterView
 from lit_fed.core.errors import ConfigError, StateMismatchError
@@ -141,6 +143,28 @@ def _put(owner: nn.Module, attribute: str, value: Tensor) -> None:
     held[attribute] = value
 
 
+class _AddProducts(torch.autograd.Function):
+    """y (K, n, m), x (K, n, d), A (K, r, d), B (K, m, r), all of one type -> y + s x A^T B^T, group by group."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        u = few_columns(x, a.mT)
+        ctx.save_for_backward(x, a, b, u)
+        ctx.scaling = scaling
+        return torch.baddbmm(y, u, b.mT, alpha=scaling)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b, u = ctx.saved_tensors
+        for_y, for_x, for_a, for_b, _ = ctx.needs_input_grad
+        v = few_columns(grad, b).mul_(ctx.scaling) if for_x or for_a else None
+        dx = v @ a if v is not None and for_x else None
+        da = v.mT @ x if v is not None and for_a else None
+        db = few_columns(grad.mT, u).mul_(ctx.scaling) if for_b else None
+        return grad if for_y else None, dx, da, db, None
+
+
 class _Groups:
     """Equal groups of rows, one for each adapter, and which layers have not seen them yet.
 
@@ -159,11 +183,12 @@ class _Groups:
 
         def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x = self._rows(name, args[0])
-            x = x.reshape(self.number, -1, x.shape[-1])
-            if not torch.is_autocast_enabled(x.device.type):  # which casts it to what it computes in
-                x = x.to(a.dtype)
-            update = (x @ a.mT * scaling) @ b.mT
-            return (output + update.view(output.shape)).to(output.dtype)
+            device = x.device.type
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else a.dtype
+            factors = (tensor.to(dtype) for tensor in (x.reshape(self.number, -1, x.shape[-1]), a, b))
+            wide = output.reshape(self.number, -1, output.shape[-1])
+            added: Tensor = _AddProducts.apply(wide.to(dtype), *factors, scaling)
+            return added.view(output.shape).to(output.dtype)
 
         return add
 
